@@ -1,0 +1,57 @@
+"""Errors meant for the user; each knows its exit code and what helps."""
+
+from __future__ import annotations
+
+
+class SfudaError(Exception):
+    """An error whose message is shown to the user without a traceback.
+
+    Args:
+        message: What was wrong, where (file, key or flag) and what was expected.
+        hint: One command or step that helps.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the hint when the error crosses a process boundary."""
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[SfudaError], message: str, hint: str | None) -> SfudaError:
+    return kind(message, hint=hint)
+
+
+class UsageError(SfudaError):
+    """A command line, selector, study or configuration that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(SfudaError):
+    """Images or masks that are missing or fail verification."""
+
+    exit_code = 3
+
+
+class EnvironmentProblem(SfudaError):
+    """A machine that cannot do what was asked: weights, disk, device, versions."""
+
+    exit_code = 5
+
+
+class CheckFailed(SfudaError):
+    """A check that was asked for did not hold."""
+
+    exit_code = 6
+
+
+class StoreSchemaError(SfudaError):
+    """A result store written under another schema, or damaged."""
+
+    exit_code = 7

@@ -1,0 +1,150 @@
+"""One typed registry for every kind of plug-in: methods, datasets, networks, validators."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from sfuda_bench.errors import UsageError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """Return ``' (did you mean X?)'`` for the nearest known name, or ``''``."""
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+class Registry(Generic[T]):
+    """Plug-ins of one kind, by name.
+
+    Built-in plug-ins are the modules of a port package; others come from the entry-point group
+    ``sfuda_bench.<kind>`` or from a file given by the user. A clash or a plug-in that cannot be
+    imported is an error that names the file: a plug-in never vanishes quietly.
+
+    Args:
+        kind: Plural name used in messages and as entry-point group, e.g. ``"methods"``.
+        package: Port package whose modules register themselves on import, or ``None``.
+    """
+
+    def __init__(self, kind: str, package: str | None = None) -> None:
+        self.kind = kind
+        self._package = package
+        self._values: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
+        self._loaded = False
+
+    def add(self, name: str, value: T, *, origin: str, aliases: tuple[str, ...] = ()) -> None:
+        """Register ``value`` under ``name``; ``origin`` is the file that defines it."""
+        for key in (name, *aliases):
+            taken = self._aliases.get(key.lower())
+            if taken is not None:
+                raise UsageError(
+                    f"two {self.kind} named '{key}': {self._origins[taken]} and {origin}",
+                    hint="rename one of them",
+                )
+        self._values[name] = value
+        self._origins[name] = origin
+        for key in (name, *aliases):
+            self._aliases[key.lower()] = name
+
+    def get(self, name: str) -> T:
+        """Return the plug-in called ``name`` (or an alias, in any case).
+
+        Raises:
+            UsageError: The name is unknown; the message suggests the nearest one.
+        """
+        return self._values[self.canonical(name)]
+
+    def canonical(self, name: str) -> str:
+        """Return the registered name for a name or alias."""
+        self.load()
+        found = self._aliases.get(name.lower())
+        if found is None:
+            nearest = did_you_mean(name, list(self._aliases))
+            raise UsageError(
+                f"unknown name '{name}' among the {self.kind}{nearest}; "
+                f"known: {', '.join(self.names())}",
+                hint=f"sfuda-bench ls {self.kind}",
+            )
+        return found
+
+    def names(self) -> list[str]:
+        """Return the registered names, sorted."""
+        self.load()
+        return sorted(self._values)
+
+    def origin(self, name: str) -> str:
+        """Return the file that registered ``name``."""
+        return self._origins[self.canonical(name)]
+
+    def load(self) -> None:
+        """Import the built-in plug-ins and those announced by entry points, once."""
+        if self._loaded:
+            return
+        self._loaded = True
+        if self._package is not None:
+            port = importlib.import_module(self._package)
+            for module in sorted(m.name for m in pkgutil.iter_modules(port.__path__)):
+                self._import(f"{self._package}.{module}")
+        for point in sorted(entry_points(group=f"sfuda_bench.{self.kind}"), key=lambda p: p.name):
+            self._import(point.module)
+
+    def _import(self, module: str) -> None:
+        try:
+            importlib.import_module(module)
+        except UsageError:
+            raise
+        except Exception as error:
+            spec = importlib.util.find_spec(module)
+            where = spec.origin if spec else module
+            raise UsageError(
+                f"the plug-in {where} cannot be imported: {type(error).__name__}: {error}",
+                hint="mend the file, or remove it",
+            ) from error
+
+
+def load_plugin_file(path: Path) -> ModuleType:
+    """Import a plug-in from a file; it registers itself in the ports it uses.
+
+    Raises:
+        UsageError: The file is missing or fails on import.
+    """
+    path = path.resolve()
+    name = f"sfuda_bench_plugin_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"--plugin {path}: no such Python file", hint="give a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(
+            f"the plug-in {path} cannot be imported: {type(error).__name__}: {error}",
+            hint="mend the file",
+        ) from error
+    return module
+
+
+def defining_file(thing: object) -> str:
+    """Return the source file of a function or class, for messages."""
+    try:
+        return inspect.getsourcefile(thing) or "?"  # type: ignore[arg-type]  # any object may come
+    except TypeError:
+        return "?"
