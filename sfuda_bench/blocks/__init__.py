@@ -1,0 +1,1 @@
+"""Pure parts of adaptation methods: tensors in, tensors out."""

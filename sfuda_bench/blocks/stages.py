@@ -1,0 +1,169 @@
+"""Stages that several methods share: initial labels, and training on fixed labels.
+
+The only blocks that know the port: they take its tasks and carry its mark for frozen steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sfuda_bench.blocks.prototypes import (
+    class_agreement,
+    class_prototypes,
+    reliable_mask,
+    uncertainty_quantile,
+)
+from sfuda_bench.blocks.pseudo_labels import mc_dropout_statistics, threshold_labels
+from sfuda_bench.methods import AdaptationTask, FrozenTask, Photometric, frozen_step
+from sfuda_bench.networks.batch_norm import freeze_batch_norm
+
+
+@frozen_step(version=1)
+def initial_labels(
+    task: FrozenTask,
+    *,
+    passes: int,
+    temperature: float,
+    threshold: float,
+    uncertainty_threshold: float,
+    uncertainty_quantile_share: float | None,
+    bn: Literal["running", "batch"],
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Label the target with the source model: MC dropout, threshold, prototypes, reliability.
+
+    Args:
+        task: The frozen task; order is by content digest, nothing is augmented.
+        passes: Dropout passes T.
+        temperature: Divides the logits whose spread is the uncertainty.
+        threshold: A pixel is foreground when its mean probability exceeds this.
+        uncertainty_threshold: eta; used when no quantile is given.
+        uncertainty_quantile_share: Share of pixels of a batch that count as certain, instead of a
+            fixed eta, for networks whose dropout hardly moves the output.
+        bn: ``running`` (CPR) or ``batch`` statistics (DPL's train mode).
+        batch_size: Images per batch, which is also the scope of the prototypes.
+
+    Returns:
+        ``prob`` and ``uncertainty`` (N, 2, S, S) float32; ``label``, ``prototype_class`` (q,
+        the class of the nearer prototype) and ``reliable`` (N, 2, S, S) uint8;
+        ``missing_prototypes`` (1,) int64, the number of (batch, structure) without a prototype.
+
+    Source:
+        DPL ``generate_pseudo.py`` at 634de5b and CPR's at 1fea8d4.
+    """
+    model = task.source_model
+    results: dict[str, list[Tensor]] = {name: [] for name in ("prob", "uncertainty")}
+    results |= {name: [] for name in ("label", "prototype_class", "reliable")}
+    missing = 0
+    for batch in task.target.batches(batch_size):
+        statistics = mc_dropout_statistics(model, batch.image, passes, temperature, bn)
+        label = threshold_labels(statistics.prob, threshold)
+        eta = uncertainty_threshold
+        if uncertainty_quantile_share is not None:
+            eta = uncertainty_quantile(statistics.uncertainty, uncertainty_quantile_share)
+        prototypes = class_prototypes(
+            statistics.feature, label, statistics.prob, statistics.uncertainty, eta
+        )
+        agreement = class_agreement(
+            statistics.feature, prototypes, (label.shape[-2], label.shape[-1])
+        )
+        reliable = reliable_mask(statistics.uncertainty, label, agreement, eta)
+        missing += int(torch.as_tensor(prototypes.missing).sum())
+        values = (statistics.prob, statistics.uncertainty, label, agreement, reliable)
+        for name, value in zip(results, values, strict=True):
+            small = value if value.is_floating_point() else value.to(torch.uint8)
+            results[name].append(small.cpu())
+    tensors = {name: torch.cat(parts) for name, parts in results.items()}
+    return {**tensors, "missing_prototypes": torch.tensor([missing])}
+
+
+class SelfTraining(Protocol):
+    """The settings of :func:`train_on_labels`, as a method's config declares them."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of Adam."""
+        ...
+
+    @property
+    def beta1(self) -> float:
+        """First momentum of Adam."""
+        ...
+
+    @property
+    def beta2(self) -> float:
+        """Second momentum of Adam."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Epochs over the target images."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step."""
+        ...
+
+    @property
+    def shuffle(self) -> bool:
+        """Draw the order."""
+        ...
+
+    @property
+    def augment(self) -> Photometric:
+        """Photometric augmentation of the images."""
+        ...
+
+    @property
+    def bn_stats(self) -> str:
+        """``target``, or ``frozen_source`` to keep the statistics that training starts from."""
+        ...
+
+
+def train_on_labels(
+    task: AdaptationTask,
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    config: SelfTraining,
+) -> nn.Module:
+    """Train a whole network on fixed labels of the target images, in train mode.
+
+    Args:
+        task: The adaptation task.
+        model: The network to train, in place.
+        loss_of: Takes logits (B, 2, H, W) float32 and the images' positions (B,), and returns
+            the scalar loss.
+        config: Optimiser, schedule and augmentation.
+
+    Returns:
+        The same network in eval mode.
+
+    Source:
+        ``train_target.py`` of DPL (634de5b) and CPR (1fea8d4): Adam, static labels, images
+        augmented photometrically.
+    """
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2)
+    )
+    for _ in task.epochs(config.epochs, model=model, optimizer=optimizer):
+        model.train()
+        if config.bn_stats == "frozen_source":
+            freeze_batch_norm(model)
+        total = 0.0
+        for batch in task.target.batches(
+            config.batch_size, augment=config.augment, shuffle=config.shuffle
+        ):
+            with task.autocast():
+                logits = model(batch.image)
+            loss = loss_of(logits.float(), batch.index.to(task.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(batch.index)
+        task.track(loss=total / len(task.target))
+    return model.eval()
