@@ -1,0 +1,1 @@
+"""Dice, distances and cup-to-disc ratio from stored predictions."""
