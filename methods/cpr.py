@@ -1,0 +1,388 @@
+"""CPR: refine the source model's labels by learned context similarity, then train on them.
+
+Four stages, each frozen one computed once and shared by trials and variants: ``initial_labels``
+-> ``similarity_head`` -> ``refined_labels`` -> training. ``cpr_cbam`` is the same with CBAM
+attention in the similarity head; the segmentation path never sees the attention, so any gain
+comes from better pseudo-labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfuda_bench.blocks.context_similarity import (
+    Border,
+    Neighbourhood,
+    Reduce,
+    grid_labels,
+    pair_index,
+    similarity_loss,
+)
+from sfuda_bench.blocks.losses import Reduction, confident_pixels, focal_masked_bce
+from sfuda_bench.blocks.refinement import calibrate, grid_prob, refine, upsample_refined
+from sfuda_bench.blocks.stages import initial_labels, train_on_labels
+from sfuda_bench.errors import UsageError
+from sfuda_bench.methods import (
+    AdaptationTask,
+    Artefact,
+    FrozenTask,
+    Photometric,
+    frozen_step,
+    register,
+)
+from sfuda_bench.networks.batch_norm import enable_dropout
+from sfuda_bench.networks.similarity_head import SimilarityHead
+from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.tunable import setting, tunable
+
+_STRIDE = 16  # pixels of the model input per cell of the context map
+
+
+@dataclass(frozen=True, kw_only=True)
+class CprConfig:
+    """Settings of CPR; the defaults are the released code's, for REFUGE -> Drishti-GS.
+
+    Attributes:
+        passes: Dropout passes T of stage 1.
+        temperature: Divides the logits whose spread is the uncertainty.
+        uncertainty_threshold: eta, the largest standard deviation of a certain pixel.
+        uncertainty_quantile: Share of pixels that count as certain; replaces eta when given.
+        initial_threshold: Probability above which stage 1 calls a pixel foreground.
+        mc_bn: Batch norm during the dropout passes.
+        mc_batch: Images per batch of stage 1 and scope of the prototypes.
+        radius: r, in cells of the context map.
+        neighbourhood: Distance below r (``lt``, code) or up to r (``le``, report).
+        border: ``official`` drops anchors near the border as the code does; ``full`` keeps all.
+        similarity_reduce: exp of minus the mean (code) or the sum (formula) of differences.
+        attention: CBAM before the 1 x 1 convolution of the head.
+        shared_attention: One CBAM for both branches.
+        head_lr: Learning rate of stage 2.
+        head_epochs: Epochs of stage 2.
+        head_batch: Images per step of stage 2.
+        head_shuffle: Draw the order in stage 2.
+        encoder_bn: Batch norm of the frozen network in stage 2 follows the target or stays.
+        refinement: Refine by context similarity (off: the initial probabilities are kept).
+        refine_scale: Size of the refinement forward over the model input; larger than 1 would
+            need pixels that the resident images do not have.
+        beta: Sharpens similarities.
+        iterations: t, random-walk steps.
+        calibrate: Divide each map by its own maximum, or not.
+        threshold: gamma, above which a refined pixel is foreground.
+        low: gamma_low; pixels below it are kept.
+        high: gamma_high; pixels above it are kept.
+        pixel_mask: Keep only pixels outside [low, high].
+        class_mask: Keep only pixels whose label equals the source prototypes' class.
+        focal_exponent: Of the focal weight; 0 is plain cross-entropy.
+        loss_reduction: Mean over kept pixels (code) or sum (formula).
+        lr: Learning rate of stage 4.
+        epochs: Epochs of stage 4.
+        batch_size: Images per step of stage 4.
+        shuffle: Draw the order in stage 4.
+        augment: Photometric augmentation in stages 2 and 4.
+        initial_weights: Start stage 4 from stage 2's drifted statistics or from the source model.
+        bn_stats: Let batch norm follow the target in stage 4, or keep what it started from.
+        beta1: First momentum of Adam.
+        beta2: Second momentum of Adam.
+    """
+
+    passes: int = setting(100, 2, 1000, symbol="T")
+    temperature: float = setting(2.0, 0.1, 100.0)
+    uncertainty_threshold: float = setting(0.05, 0.0, 0.5, symbol="eta")
+    uncertainty_quantile: float | None = setting(None, 0.0, 1.0)
+    initial_threshold: float = setting(0.75, 0.0, 1.0)
+    mc_bn: Literal["running", "batch"] = "running"
+    mc_batch: int = setting(4, 1, 1024)
+    radius: int = tunable(4, 2, 12, symbol="r")
+    neighbourhood: Neighbourhood = "lt"
+    border: Border = "official"
+    similarity_reduce: Reduce = "mean"
+    attention: bool = False
+    shared_attention: bool = False
+    head_lr: float = setting(3e-2, 0.0, 1.0)
+    head_epochs: int = setting(16, 1, 1000)
+    head_batch: int = setting(8, 2, 1024)
+    head_shuffle: bool = False
+    encoder_bn: Literal["adapt", "frozen"] = "adapt"
+    refinement: bool = True
+    refine_scale: float = setting(1.0, 0.25, 1.0)
+    beta: float = tunable(2.0, 0.25, 16.0, log=True, symbol="beta")
+    iterations: int = tunable(4, 1, 64, log=True, symbol="t")
+    calibrate: Literal["max", "none"] = "max"
+    threshold: float = tunable(0.75, 0.0, 1.0, symbol="gamma")
+    low: float = tunable(0.4, 0.0, 1.0, symbol="gamma_low")
+    high: float = tunable(0.85, 0.0, 1.0, symbol="gamma_high")
+    pixel_mask: bool = True
+    class_mask: Literal["source", "none"] = "source"
+    focal_exponent: float = setting(2.0, 0.0, 10.0)
+    loss_reduction: Reduction = "mean"
+    lr: float = setting(3e-4, 0.0, 1.0)
+    epochs: int = setting(20, 0, 1000)
+    batch_size: int = setting(8, 2, 1024)
+    shuffle: bool = False
+    augment: Photometric = "dpl"
+    initial_weights: Literal["stage2", "source"] = "stage2"
+    bn_stats: Literal["target", "frozen_source"] = "target"
+    beta1: float = setting(0.9, 0.0, 1.0)
+    beta2: float = setting(0.99, 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise UsageError(f"cpr.low = {self.low} exceeds cpr.high = {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CprCbamConfig(CprConfig):
+    """CPR with CBAM attention in the similarity head."""
+
+    attention: bool = True
+
+
+@frozen_step(version=1)
+def similarity_head(
+    task: FrozenTask,
+    *,
+    labels: Artefact,
+    radius: int,
+    neighbourhood: Neighbourhood,
+    border: Border,
+    reduce: Reduce,
+    attention: bool,
+    shared_attention: bool,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    shuffle: bool,
+    encoder_bn: Literal["adapt", "frozen"],
+    augment: Photometric,
+    beta1: float,
+    beta2: float,
+) -> dict[str, Tensor]:
+    """Stage 2: learn which neighbouring cells belong to the same class.
+
+    Returns:
+        ``head.*``: the head's state; ``model.*``: the batch-norm buffers of the network, which
+        drift to the target while ``encoder_bn`` is ``adapt``; ``loss`` (epochs,) float32.
+
+    Source:
+        CPR ``sim_learn.py`` at 1fea8d4. The decoder runs as well, so that its statistics drift
+        too; the released script's logging against target ground truth has no counterpart here.
+    """
+    model = task.source_model.requires_grad_(False)
+    head = SimilarityHead(attention=attention, shared_attention=shared_attention).to(task.device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=lr, betas=(beta1, beta2))
+    side = labels["label"].shape[-1] // _STRIDE
+    pairs = pair_index(side, side, radius, neighbourhood, border)
+    cells = grid_labels(labels["label"], labels["reliable"], (side, side))
+    losses = []
+    for _ in task.epochs(epochs):
+        model.train(encoder_bn == "adapt")
+        if encoder_bn == "frozen":
+            enable_dropout(model)
+        head.train()
+        total = 0.0
+        for batch in task.target.batches(batch_size, augment=augment, shuffle=shuffle):
+            with torch.no_grad(), task.autocast():
+                encoded = model.encode(batch.image)
+                context = model.context(encoded)
+                if encoder_bn == "adapt":
+                    model.decode(context, encoded)
+            index = batch.index.to(task.device)
+            loss = similarity_loss(head(context.float()), cells[index], pairs, reduce)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(index)
+        losses.append(total / len(task.target))
+    state = {f"head.{name}": value for name, value in head.state_dict().items()}
+    state |= {f"model.{name}": value for name, value in model.named_buffers()}
+    return {**state, "loss": torch.tensor(losses, dtype=torch.float32)}
+
+
+@frozen_step(version=1)
+@torch.no_grad()
+def refined_labels(
+    task: FrozenTask,
+    *,
+    labels: Artefact,
+    head: Artefact,
+    attention: bool,
+    shared_attention: bool,
+    radius: int,
+    neighbourhood: Neighbourhood,
+    border: Border,
+    reduce: Reduce,
+    beta: float,
+    iterations: int,
+    calibration: Literal["max", "none"],
+    scale: float,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Stage 3: random walk of the initial probabilities along the learned similarity.
+
+    Returns:
+        ``prob`` (N, 2, S, S) float32 in [0, 1], refined, up-sampled and calibrated.
+
+    Source:
+        CPR ``pl_refine.py`` at 1fea8d4, as a stencil instead of squared dense matrices.
+        Departure: the similarity comes from the model's input size, not from 800 x 800.
+    """
+    model = _with_buffers(task.source_model, head)
+    similarity = SimilarityHead(attention=attention, shared_attention=shared_attention)
+    similarity.load_state_dict(_part(head, "head."))
+    similarity = similarity.to(task.device).eval()
+    size = (labels["prob"].shape[-2], labels["prob"].shape[-1])
+    refined = []
+    for batch in task.target.batches(batch_size):
+        image = batch.image
+        if scale != 1.0:
+            image = _rescaled(image, scale)
+        with task.autocast():
+            context = model.context(model.encode(image))
+        features = similarity(context.float())
+        prob = labels["prob"][batch.index.to(task.device)]
+        walked = refine(
+            grid_prob(prob, features.shape[-2:]),
+            features,
+            radius,
+            beta,
+            iterations,
+            neighbourhood,
+            border,
+            reduce,
+        )
+        refined.append(calibrate(upsample_refined(walked, size), calibration).cpu())
+    return {"prob": torch.cat(refined)}
+
+
+def _rescaled(image: Tensor, scale: float) -> Tensor:
+    """Shrink images to the nearest size that the network's stride divides."""
+    side = max(_STRIDE, round(image.shape[-1] * scale / _STRIDE) * _STRIDE)
+    return nn.functional.interpolate(image, (side, side), mode="bilinear", antialias=True)
+
+
+def _part(artefact: Artefact, prefix: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = artefact.tensors  # type: ignore[attr-defined]  # names are data
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNetwork:
+    """Give a fresh source model the batch-norm statistics that stage 2 left."""
+    model.load_state_dict({**model.state_dict(), **_part(head, "model.")})
+    return model.eval()
+
+
+@register(
+    "cpr",
+    version=1,
+    config=CprConfig,
+    updates={"whole"},
+    inert={"lr": 0.0, "bn_stats": "frozen_source", "initial_weights": "source"},
+    title="CPR",
+    source="Huai et al., Context-Aware Pseudo-Label Refinement, MICCAI 2023; xmed-lab/CPR@1fea8d4",
+    frozen_steps=(initial_labels, similarity_head, refined_labels),
+)
+@register(
+    "cpr_cbam",
+    version=1,
+    config=CprCbamConfig,
+    parent="cpr",
+    updates={"whole"},
+    inert={"lr": 0.0, "bn_stats": "frozen_source", "initial_weights": "source"},
+    title="CPR+CBAM",
+    source="CPR with CBAM (Woo et al., ECCV 2018) in the context-similarity head",
+    frozen_steps=(initial_labels, similarity_head, refined_labels),
+)
+def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
+    """Run the four stages and return the network trained on the refined labels.
+
+    Source:
+        CPR ``train_target.py`` at 1fea8d4: focal-weighted BCE averaged over pixels that are
+        confident and agree with the source prototypes, last epoch. Departure: a batch without
+        such pixels has loss 0 (there NaN).
+    """
+    labels = task.frozen(
+        initial_labels,
+        passes=config.passes,
+        temperature=config.temperature,
+        threshold=config.initial_threshold,
+        uncertainty_threshold=config.uncertainty_threshold,
+        uncertainty_quantile_share=config.uncertainty_quantile,
+        bn=config.mc_bn,
+        batch_size=config.mc_batch,
+    )
+    model, prob = task.source_model, labels["prob"]
+    if config.refinement or config.initial_weights == "stage2":
+        head = _learn_head(task, config, labels)
+        if config.refinement:
+            prob = _refine(task, config, labels, head)["prob"]
+        if config.initial_weights == "stage2":
+            _with_buffers(model, head)
+    if not config.refinement:
+        prob = calibrate(prob, config.calibrate)
+    label = prob > config.threshold
+    keep = torch.ones_like(label)
+    if config.pixel_mask:
+        keep &= confident_pixels(prob, config.low, config.high)
+    if config.class_mask == "source":
+        keep &= label == labels["prototype_class"].bool()
+    task.track(
+        reliable_share=float(labels["reliable"].float().mean()),
+        kept_share=float(keep.float().mean()),
+    )
+
+    def loss_of(logits: Tensor, index: Tensor) -> Tensor:
+        return focal_masked_bce(
+            logits, label[index].float(), keep[index], config.focal_exponent, config.loss_reduction
+        )
+
+    return train_on_labels(task, model, loss_of, config)
+
+
+def _learn_head(task: AdaptationTask, config: CprConfig, labels: Artefact) -> Artefact:
+    return task.frozen(
+        similarity_head,
+        labels=labels,
+        **_pair_rule(config),
+        lr=config.head_lr,
+        epochs=config.head_epochs,
+        batch_size=config.head_batch,
+        shuffle=config.head_shuffle,
+        encoder_bn=config.encoder_bn,
+        augment=config.augment,
+        beta1=config.beta1,
+        beta2=config.beta2,
+    )
+
+
+def _refine(task: AdaptationTask, config: CprConfig, labels: Artefact, head: Artefact) -> Artefact:
+    return task.frozen(
+        refined_labels,
+        labels=labels,
+        head=head,
+        **_pair_rule(config),
+        beta=config.beta,
+        iterations=config.iterations,
+        calibration=config.calibrate,
+        scale=config.refine_scale,
+        batch_size=config.head_batch,
+    )
+
+
+def _pair_rule(config: CprConfig) -> dict[str, Any]:
+    """Return what stages 2 and 3 must agree on."""
+    return {
+        "radius": config.radius,
+        "neighbourhood": config.neighbourhood,
+        "border": config.border,
+        "reduce": config.similarity_reduce,
+        "attention": config.attention,
+        "shared_attention": config.shared_attention,
+    }

@@ -1,0 +1,1 @@
+"""Planning, computing and storing cells."""

@@ -1,0 +1,263 @@
+"""Computing one cell: adapt a copy of the source model, predict the test images, commit.
+
+Runs in the adapt worker, which is given images only.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfuda_bench.errors import UsageError
+from sfuda_bench.frames import write_parquet
+from sfuda_bench.images.resident import ResidentImages
+from sfuda_bench.methods import METHODS, MethodSpec
+from sfuda_bench.networks.batch_norm import batch_norm_layers
+from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.frozen import ArtefactCache
+from sfuda_bench.running.keys import derive_seed, model_sha256
+from sfuda_bench.running.predict import predict, predict_with, write_predictions
+from sfuda_bench.running.runtime import environment
+from sfuda_bench.running.sources import load_source_model
+from sfuda_bench.running.store import Store, read_json, write_json
+from sfuda_bench.running.streams import Streams
+from sfuda_bench.running.target import TargetImages
+from sfuda_bench.running.task import Task, check_finite
+from sfuda_bench.settings import Inference, NetworkSettings
+from sfuda_bench.tunable import build_config
+
+Emit = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A packed split without masks and without file names: (N, 3, S, S) uint8 and opaque ids."""
+
+    images: Tensor
+    ids: tuple[str, ...]
+
+    @classmethod
+    def load(cls, paths: Mapping[str, Any], device: torch.device) -> ImageSet:
+        """Move one packed split to the device."""
+        return cls(ResidentImages(np.load(paths["images"]), device).images, tuple(paths["ids"]))
+
+
+@dataclass
+class Adapted:
+    """What a protocol run leaves behind."""
+
+    model: nn.Module
+    codes: np.ndarray[Any, Any]
+    task: Task
+
+
+def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: Emit) -> None:
+    """Adapt, predict and commit one cell.
+
+    Args:
+        job: The cell's fields as planned; see ``plan.py``.
+        store: Where it is committed.
+        device: Where it runs.
+        emit: Progress callback (stage, epoch, epochs).
+    """
+    started = time.time()
+    spec = METHODS.get(job["cell"]["method"])
+    staged = store.staging(job["key"], "cell")
+    source = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), device)
+    reference = copy.deepcopy(source)
+    adapted = _run_protocol(job, spec, source, store, device, staged, emit)
+    check_finite(adapted.model)
+    changed = changed_parts(reference, adapted.model)
+    if "whole" not in spec.updates and not changed <= spec.updates:
+        undeclared = ", ".join(sorted(changed - spec.updates))
+        raise UsageError(
+            f"method '{spec.name}' changed {undeclared} but declares only "
+            f"{sorted(spec.updates) or 'nothing'}",
+            hint=f"name it in updates= in {spec.origin}",
+        )
+    emit("storing", 0, 0)
+    test = job["images"]["test"]
+    write_predictions(staged / "predictions", tuple(test["ids"]), adapted.codes)
+    _write_curve(adapted.task, staged)
+    commit_model_and_records(job, adapted.model, adapted.task.last_epoch, staged, store)
+    record = run_record(started, device)
+    record["artefacts"] = adapted.task.used
+    write_json(staged / "run.json", record)
+    store.commit(staged, Path(job["cell_dir"]))
+
+
+def commit_model_and_records(
+    job: Mapping[str, Any], model: nn.Module, last_epoch: int, staged: Path, store: Store
+) -> None:
+    """Write the model (unless declined) and ``cell.json`` into the staged folder."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if job["keep_model"]:
+        save_file(state, staged / "model.safetensors")
+    card = read_json(Path(job["source_dir"]) / "card.json")
+    cell = {
+        **job["cell"],
+        "source_model_sha256": card["model_sha256"],
+        "adapted_model_sha256": model_sha256(state),
+        "epochs": last_epoch,
+        "tracked": job["track"],
+        "code_digest": job["code_digest"],
+    }
+    write_json(staged / "cell.json", cell)
+
+
+def run_record(started: float, device: torch.device) -> dict[str, Any]:
+    """Return what ``run.json`` says: times and the machine, outside every key and digest."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 3),
+        "peak_gpu_bytes": peak,
+        **environment(device),
+    }
+
+
+def _run_protocol(
+    job: dict[str, Any],
+    spec: MethodSpec,
+    source: SegmentationNetwork,
+    store: Store,
+    device: torch.device,
+    staged: Path,
+    emit: Emit,
+) -> Adapted:
+    inference = Inference(**job["inference"])
+    precision = job["precision"]
+    test = ImageSet.load(job["images"]["test"], device)
+    adapt_on = test
+    if job["cell"]["protocol"] == "offline":
+        adapt_on = ImageSet.load(job["images"]["train"], device)
+    task = _make_task(job, spec, source, adapt_on, store, device, emit)
+    config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
+    if job["cell"]["protocol"] in ("online", "episodic"):
+        return _run_online(job, spec, config, task, source, test)
+    if spec.adapt is None:
+        raise UsageError(f"method '{spec.name}' has no offline form")
+    if job["track"]:
+        task._observe = _recorder(staged, test, inference, precision)
+        task._observe(0, source)
+    torch.manual_seed(derive_seed(job["stream_key"], "init"))
+    model = spec.adapt(task, config).eval()
+    emit("predicting", 0, 0)
+    return Adapted(model, predict(model, test.images, inference, precision), task)
+
+
+def _make_task(
+    job: dict[str, Any],
+    spec: MethodSpec,
+    source: SegmentationNetwork,
+    images: ImageSet,
+    store: Store,
+    device: torch.device,
+    emit: Emit,
+) -> Task:
+    target = TargetImages(images.images, images.ids, Streams(job["stream_key"]))
+    artefacts = ArtefactCache(
+        store=store,
+        base=job["artefact_base"],
+        source_model=copy.deepcopy(source),
+        target=target,
+        device=device,
+        precision=job["precision"],
+        emit=emit,
+    )
+    aux_dir = Path(job["source_dir"]) / "aux"
+    return Task(
+        source_model=source,
+        target=target,
+        aux={name: read_json(aux_dir / f"{name}.json") for name in sorted(spec.requires)},
+        artefacts=artefacts,
+        precision=job["precision"],
+        observe=lambda epoch, model: None,
+        emit=emit,
+    )
+
+
+def _run_online(
+    job: dict[str, Any],
+    spec: MethodSpec,
+    config: Any,
+    task: Task,
+    source: SegmentationNetwork,
+    test: ImageSet,
+) -> Adapted:
+    """One pass over the test images in a seeded order; each is scored when it is visited."""
+    if spec.online is None:
+        raise UsageError(f"method '{spec.name}' has no online form")
+    episodic = job["cell"]["protocol"] == "episodic"
+    pristine = copy.deepcopy(source.state_dict())
+    streams = task.target.streams
+    order = torch.randperm(len(test.ids), generator=streams.generator("order"))
+    visited = test.images[order.to(task.device)]
+    streams.begin(1)
+    step = spec.online(task, config)
+
+    def visit(image: Tensor) -> Tensor:
+        nonlocal step
+        if episodic:
+            source.load_state_dict(pristine)
+            step = spec.online(task, config)  # type: ignore[misc]  # checked above
+        return step(image)
+
+    codes = predict_with(visit, visited, job["precision"], batch=config.batch_size)
+    back = torch.argsort(order).numpy()
+    return Adapted(source.eval(), codes[back], task)
+
+
+def _recorder(
+    staged: Path, test: ImageSet, inference: Inference, precision: str
+) -> Callable[[int, nn.Module], None]:
+    """Return an observer that stores each epoch's test predictions and changes nothing."""
+
+    def observe(epoch: int, model: nn.Module) -> None:
+        devices = list(range(torch.cuda.device_count()))
+        with torch.random.fork_rng(devices=devices):
+            codes = predict(model, test.images, inference, precision)
+        write_predictions(staged / "predictions" / f"epoch-{epoch:03d}", test.ids, codes)
+
+    return observe
+
+
+def _write_curve(task: Task, staged: Path) -> None:
+    frame = pd.DataFrame(task.curve, columns=["epoch", "name", "value"])
+    write_parquet(
+        frame.astype({"epoch": "int64", "name": "str", "value": "float64"}),
+        staged / "curve.parquet",
+    )
+
+
+def changed_parts(before: nn.Module, after: nn.Module) -> set[str]:
+    """Return which kinds of tensors differ: ``bn_stats``, ``bn_affine``, ``whole`` (the rest)."""
+    old, new = before.state_dict(), after.state_dict()
+    if old.keys() != new.keys():
+        return {"whole"}
+    norms = batch_norm_layers(before)
+    affine = {f"{name}.{part}" for name in norms for part in ("weight", "bias")}
+    statistics = {
+        f"{name}.{part}"
+        for name in norms
+        for part in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    kinds = set()
+    for name in old:
+        if torch.equal(old[name], new[name]):
+            continue
+        kind = "bn_stats" if name in statistics else "bn_affine" if name in affine else "whole"
+        kinds.add(kind)
+    return kinds

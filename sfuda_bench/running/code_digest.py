@@ -1,0 +1,71 @@
+"""A digest of the code behind a method that ignores comments, docstrings and layout.
+
+It is recorded beside results and never part of a key: a version number declares that results
+change, and this digest is the reminder when somebody forgot to raise it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+_FOLLOWED = ("sfuda_bench.blocks", "sfuda_bench.networks")
+
+
+def code_digest(plugin: Path) -> str:
+    """Return the digest of a plug-in file and of the blocks and networks that it uses."""
+    total = hashlib.sha256()
+    for path in sorted(_closure(plugin)):
+        total.update(_file_digest(path).encode())
+    return total.hexdigest()
+
+
+def _closure(start: Path) -> set[Path]:
+    """Return the file and every followed module reachable through its imports."""
+    seen: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        todo += [found for name in _imports(path) if (found := _locate(name)) is not None]
+    return seen
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.startswith(_FOLLOWED)}
+
+
+@cache
+def _locate(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _file_digest(path: Path) -> str:
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [item for item in node.body if not _is_docstring(item)] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -1,0 +1,171 @@
+"""Frozen artefacts: results of module-level functions, computed once per content key."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sfuda_bench.errors import StoreSchemaError, UsageError
+from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.keys import derive_seed, digest
+from sfuda_bench.running.runtime import autocast
+from sfuda_bench.running.store import Store, write_json
+from sfuda_bench.running.streams import Streams, forked
+from sfuda_bench.running.target import TargetImages
+
+
+@dataclass(frozen=True)
+class FrozenArtefact:
+    """Named tensors on the device, with the key they were computed under."""
+
+    key: str
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one tensor; unknown names raise ``KeyError``."""
+        return self.tensors[name]
+
+
+@dataclass
+class FrozenContext:
+    """What a frozen function may use (see :class:`sfuda_bench.methods.FrozenTask`)."""
+
+    _source_model: SegmentationNetwork
+    target: TargetImages
+    device: torch.device
+    precision: str
+    streams: Streams
+    emit: Callable[[str, int, int], None]
+    stage: str
+
+    @property
+    def source_model(self) -> SegmentationNetwork:
+        """Return a fresh copy of the source model in eval mode."""
+        return copy.deepcopy(self._source_model)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the mixed-precision context of this run."""
+        return autocast(self.device, self.precision)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """Yield 1..count, seeding each epoch's streams from the artefact's key."""
+        for epoch in range(1, count + 1):
+            self.streams.begin(epoch)
+            self.emit(self.stage, epoch, count)
+            yield epoch
+
+
+@dataclass
+class ArtefactCache:
+    """Computes, stores and loads the artefacts of one (source model, target, seed).
+
+    Args:
+        store: Where artefacts are kept.
+        base: Everything outside the function's parameters that its result depends on.
+        source_model: Pristine source model; functions get copies.
+        target: The unlabelled images.
+        device: Where results are returned.
+        precision: Autocast precision.
+        emit: Progress callback.
+    """
+
+    store: Store
+    base: Mapping[str, Any]
+    source_model: SegmentationNetwork
+    target: TargetImages
+    device: torch.device
+    precision: str
+    emit: Callable[[str, int, int], None]
+
+    def get(
+        self, function: Callable[..., dict[str, Tensor]], parameters: Mapping[str, Any]
+    ) -> FrozenArtefact:
+        """Return the artefact of ``function(**parameters)``, computing it if it is missing.
+
+        Raises:
+            UsageError: The function is not a marked module-level function, or a parameter is
+                neither a JSON scalar nor another artefact.
+        """
+        key = digest(self.key_fields(function, parameters))
+        name = function.__name__
+        folder = self.store.artefact(name, key)
+        if not (folder / "meta.json").is_file():
+            # Whoever comes second waits here and finds the artefact written.
+            with self.store.lock(key, wait=True):
+                if not (folder / "meta.json").is_file():
+                    self._compute(function, parameters, key, folder)
+        try:
+            tensors = load_file(folder / "tensors.safetensors", device=str(self.device))
+        except Exception as error:
+            raise StoreSchemaError(
+                f"{folder}: damaged artefact ({error})",
+                hint=f"delete {folder} and run the same command again",
+            ) from error
+        return FrozenArtefact(key, tensors)
+
+    def key_fields(
+        self, function: Callable[..., Any], parameters: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what the artefact's key is the digest of."""
+        frozen_version = getattr(function, "frozen_version", None)
+        if frozen_version is None or "<locals>" in function.__qualname__:
+            raise UsageError(
+                f"task.frozen({function.__qualname__}): expected a module-level function marked "
+                "with @frozen_step(version=...)"
+            )
+        values: dict[str, Any] = {}
+        for name, value in sorted(parameters.items()):
+            if isinstance(value, FrozenArtefact):
+                values[name] = {"artefact": value.key}
+            elif value is None or isinstance(value, bool | int | float | str):
+                values[name] = value
+            else:
+                raise UsageError(
+                    f"task.frozen({function.__name__}): parameter '{name}' is a "
+                    f"{type(value).__name__}; expected a JSON scalar or an artefact"
+                )
+        return {
+            "frozen": function.__name__,
+            "version": frozen_version,
+            "parameters": values,
+            **self.base,
+        }
+
+    def _compute(
+        self,
+        function: Callable[..., dict[str, Tensor]],
+        parameters: Mapping[str, Any],
+        key: str,
+        folder: Path,
+    ) -> None:
+        stage = function.__name__.replace("_", " ")
+        target = self.target.with_streams(Streams(key))
+        context = FrozenContext(
+            _source_model=self.source_model,
+            target=target,
+            device=self.device,
+            precision=self.precision,
+            streams=target.streams,
+            emit=self.emit,
+            stage=stage,
+        )
+        self.emit(stage, 0, 0)
+        # A forked generator: a cache hit changes no later draw of the method.
+        with forked(derive_seed(key, "frozen")):
+            tensors = function(context, **parameters)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        for name, value in tensors.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(f"{function.__name__}: '{name}' is not finite")
+        staged = self.store.staging(key, "artefact")
+        save_file(tensors, staged / "tensors.safetensors")
+        write_json(staged / "meta.json", self.key_fields(function, parameters))
+        self.store.commit(staged, folder)

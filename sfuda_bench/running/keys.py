@@ -1,0 +1,47 @@
+"""Content keys: sha256 over canonical JSON, and over the bytes of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys, no spaces and no NaN, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 hex digest (64 characters) of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def derive_seed(*parts: Any) -> int:
+    """Return a seed in [0, 2**63) that depends on every part and on nothing else."""
+    return int(digest(list(parts))[:16], 16) >> 1
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 hex digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def model_sha256(state: Mapping[str, Tensor]) -> str:
+    """Return the digest of a state dict: sorted names, dtypes, shapes, little-endian bytes.
+
+    Buffers count as well, so a drifted batch-norm statistic changes the digest.
+    """
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        array = tensor.reshape(-1).numpy()
+        total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,125 @@
+"""Scoring stored predictions against masks: the label worker's second duty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sfuda_bench.frames import frame_digest, write_parquet
+from sfuda_bench.running.keys import digest
+from sfuda_bench.running.predict import read_predictions
+from sfuda_bench.running.store import read_json, write_json
+from sfuda_bench.scoring.profiles import Profile, get_profile
+from sfuda_bench.scoring.scorer import (
+    SCORER_VERSION,
+    average_selections,
+    oracle_epoch,
+    score_set,
+)
+
+_IDENTITY = ("method", "source", "target", "source_seed", "seed")
+
+
+def score_key(cell_key: str, mask_digest: str, profile: Profile, engine: str) -> str:
+    """Return the key of one scoring: the cell, the masks, the profile and the scorer."""
+    fields = {
+        "cell": cell_key,
+        "masks": mask_digest,
+        "profile": profile.digest_fields(),
+        "scorer": SCORER_VERSION,
+        "engine": engine,
+    }
+    return digest(fields)
+
+
+def needs_scoring(cell_dir: Path, key: str, profile: str) -> bool:
+    """Whether the stored scores of a profile are missing or were made another way."""
+    record = cell_dir / f"scores-{profile}.json"
+    return not record.is_file() or read_json(record).get("score_key") != key
+
+
+def score_cell(job: Mapping[str, Any]) -> None:
+    """Score one cell under one profile and write the results into its folder.
+
+    Args:
+        job: ``cell_dir``, ``profile``, ``engine``, ``average_last`` and ``masks``: paths of the
+            packed masks (N, 2, G, G) on the evaluation grid and of the names, and the ids in
+            packed order.
+    """
+    cell_dir = Path(job["cell_dir"])
+    cell = read_json(cell_dir / "cell.json")
+    profile = get_profile(job["profile"])
+    masks = np.load(job["masks"]["masks"], mmap_mode="r")
+    names = json.loads(Path(job["masks"]["names"]).read_text("utf-8"))
+    ids = tuple(job["masks"]["ids"])
+    stems = [names[name] for name in ids]
+
+    def scores(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+        codes = read_predictions(folder, ids)
+        return score_set(codes, masks, stems, profile, engine=job["engine"])
+
+    cases, eyes = scores(cell_dir / "predictions")
+    parts = [(cases.assign(selection="last"), eyes.assign(selection="last"))]
+    if cell["tracked"]:
+        epochs = {
+            int(folder.name.removeprefix("epoch-")): scores(folder)
+            for folder in sorted((cell_dir / "predictions").glob("epoch-*"))
+        }
+        parts += _selections(epochs, job["average_last"])
+    identity = {name: cell[name] for name in _IDENTITY}
+    all_cases = _with_identity(pd.concat([case for case, _ in parts]), identity)
+    all_eyes = _with_identity(pd.concat([eye for _, eye in parts]), identity)
+    write_parquet(all_cases, cell_dir / f"cases-{profile.name}.parquet")
+    write_parquet(all_eyes, cell_dir / f"eyes-{profile.name}.parquet")
+    mask_digest = job["masks"]["digest"]
+    record = {
+        "profile": profile.name,
+        "profile_fields": profile.digest_fields(),
+        "scorer_version": SCORER_VERSION,
+        "engine": job["engine"],
+        "mask_digest": mask_digest,
+        "score_key": score_key(cell["key"], mask_digest, profile, job["engine"]),
+        "digest": frame_digest(all_cases),
+    }
+    write_json(cell_dir / f"scores-{profile.name}.json", record)
+
+
+def _selections(
+    epochs: dict[int, tuple[pd.DataFrame, pd.DataFrame]], k: int
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return the cases and eyes of ``average-last-k`` and ``oracle``.
+
+    An average over epochs has no single cup-to-disc ratio per eye: the ratios are averaged too.
+    """
+    if not epochs:
+        return []
+    cases = pd.concat([frame.assign(epoch=epoch) for epoch, (frame, _) in epochs.items()])
+    eyes = pd.concat([frame.assign(epoch=epoch) for epoch, (_, frame) in epochs.items()])
+    best = oracle_epoch(cases)
+    trained = sorted(epoch for epoch in epochs if epoch > 0)[-k:]
+    name = f"average-last-{k}"  # a method with fewer epochs averages those it has
+    parts = [
+        (epochs[best][0].assign(selection="oracle"), epochs[best][1].assign(selection="oracle"))
+    ]
+    if trained:
+        mean_eyes = (
+            eyes[eyes["epoch"].isin(trained)]
+            .drop(columns="epoch")
+            .groupby("image", as_index=False)
+            .mean()
+        )
+        averaged = average_selections(cases, len(trained))
+        parts.append((averaged.assign(selection=name), mean_eyes.assign(selection=name)))
+    return parts
+
+
+def _with_identity(frame: pd.DataFrame, identity: Mapping[str, Any]) -> pd.DataFrame:
+    keys = [*identity, "selection", "image"]
+    frame = frame.assign(**identity).reset_index(drop=True)
+    rest = [column for column in frame.columns if column not in keys]
+    return frame[[*keys, *rest]]

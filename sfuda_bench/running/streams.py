@@ -1,0 +1,50 @@
+"""Named random streams: every draw follows from a key, a name and an epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sfuda_bench.running.keys import derive_seed
+
+
+class Streams:
+    """The random streams of one adaptation or frozen step.
+
+    Args:
+        key: What the streams depend on. Methods that share it see the same orders and
+            augmentations, whatever else they draw.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._epoch = 0
+        self._calls: Counter[str] = Counter()
+
+    def begin(self, epoch: int) -> None:
+        """Start an epoch: later draws depend on it, not on what was drawn before.
+
+        The global generators (dropout, initialisation) are seeded as well.
+        """
+        self._epoch = epoch
+        self._calls.clear()
+        torch.manual_seed(derive_seed(self._key, "dropout", epoch))
+
+    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return a fresh generator of the stream ``name`` in this epoch."""
+        self._calls[name] += 1
+        generator = torch.Generator(device=device)
+        generator.manual_seed(derive_seed(self._key, name, self._epoch, self._calls[name]))
+        return generator
+
+
+@contextmanager
+def forked(seed: int) -> Iterator[None]:
+    """Run a block under its own global seed and restore the generators afterwards."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

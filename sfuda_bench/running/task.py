@@ -1,0 +1,102 @@
+"""The task a method works on: everything it can reach, and nothing with a label in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.frozen import ArtefactCache, FrozenArtefact
+from sfuda_bench.running.runtime import autocast
+from sfuda_bench.running.target import TargetImages
+
+Observer = Callable[[int, nn.Module], None]
+
+
+class Task:
+    """Implements :class:`sfuda_bench.methods.AdaptationTask`.
+
+    Args:
+        source_model: The method's own copy, eval mode, on the device.
+        target: Unlabelled images with the adaptation's streams.
+        aux: The declared source-side extras.
+        artefacts: Cache behind :meth:`frozen`.
+        precision: ``"float32"`` or ``"bfloat16"``.
+        observe: Called with (epoch, model) at each epoch's end; it must change nothing.
+        emit: Progress callback (stage, epoch, epochs).
+    """
+
+    def __init__(
+        self,
+        *,
+        source_model: SegmentationNetwork,
+        target: TargetImages,
+        aux: Mapping[str, Any],
+        artefacts: ArtefactCache,
+        precision: str,
+        observe: Observer,
+        emit: Callable[[str, int, int], None],
+    ) -> None:
+        self.source_model = source_model
+        self.target = target
+        self.aux = aux
+        self.device: torch.device = artefacts.device
+        self._artefacts = artefacts
+        self._precision = precision
+        self._observe = observe
+        self._emit = emit
+        self._epoch = 0
+        self.curve: list[tuple[int, str, float]] = []
+        self.used: list[str] = []
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the mixed-precision context of this run."""
+        return autocast(self.device, self._precision)
+
+    def frozen(
+        self, function: Callable[..., dict[str, Tensor]], **parameters: Any
+    ) -> FrozenArtefact:
+        """Return the result of a frozen step, computed once per content key."""
+        artefact = self._artefacts.get(function, parameters)
+        self.used.append(f"{function.__name__}/{artefact.key}")
+        return artefact
+
+    def epochs(
+        self, count: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> Iterator[int]:
+        """Yield 1..count; streams are seeded per epoch, and each epoch's end is observed.
+
+        Raises:
+            FloatingPointError: A weight or buffer of ``model`` is no longer finite.
+        """
+        for epoch in range(self._epoch + 1, self._epoch + count + 1):
+            self._epoch = epoch
+            self.target.streams.begin(epoch)
+            self._emit("adapting", epoch, count)
+            yield epoch
+            check_finite(model)
+            self._observe(epoch, model)
+
+    def track(self, **values: float) -> None:
+        """Record label-free scalars for the current epoch."""
+        self.curve += [(self._epoch, name, float(value)) for name, value in values.items()]
+
+    @property
+    def last_epoch(self) -> int:
+        """Number of the last epoch (0 when nothing was trained in epochs)."""
+        return self._epoch
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise when a weight or buffer is NaN or infinite.
+
+    Raises:
+        FloatingPointError: Names the first tensor that is not finite.
+    """
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(f"'{name}' is not finite: the adaptation diverged")
