@@ -141,6 +141,13 @@ class CprCbamConfig(CprConfig):
     attention: bool = True
 
 
+def check_grid(config: CprConfig, image_size: int) -> None:
+    """Refuse a radius that leaves no pairs on the context map of this image size."""
+    for scale in {1.0, config.refine_scale}:
+        side = _rescaled_side(image_size, scale) // _STRIDE
+        pair_index(side, side, config.radius, config.neighbourhood, config.border)
+
+
 @frozen_step(version=1)
 def similarity_head(
     task: FrozenTask,
@@ -260,8 +267,12 @@ def refined_labels(
 
 def _rescaled(image: Tensor, scale: float) -> Tensor:
     """Shrink images to the nearest size that the network's stride divides."""
-    side = max(_STRIDE, round(image.shape[-1] * scale / _STRIDE) * _STRIDE)
+    side = _rescaled_side(image.shape[-1], scale)
     return nn.functional.interpolate(image, (side, side), mode="bilinear", antialias=True)
+
+
+def _rescaled_side(side: int, scale: float) -> int:
+    return max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE)
 
 
 def _part(artefact: Artefact, prefix: str) -> dict[str, Tensor]:
@@ -288,6 +299,7 @@ def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNet
     title="CPR",
     source="Huai et al., Context-Aware Pseudo-Label Refinement, MICCAI 2023; xmed-lab/CPR@1fea8d4",
     frozen_steps=(initial_labels, similarity_head, refined_labels),
+    check=check_grid,
 )
 @register(
     "cpr_cbam",
@@ -299,6 +311,7 @@ def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNet
     title="CPR+CBAM",
     source="CPR with CBAM (Woo et al., ECCV 2018) in the context-similarity head",
     frozen_steps=(initial_labels, similarity_head, refined_labels),
+    check=check_grid,
 )
 def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
     """Run the four stages and return the network trained on the refined labels.

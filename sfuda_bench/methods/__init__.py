@@ -185,6 +185,8 @@ class MethodSpec:
         title: Name in tables.
         parent: Method whose settings it inherits (a variant by config default).
         frozen_steps: Frozen functions it uses, so that their versions enter the key.
+        check: Called at planning with (config, image size); raises ``UsageError`` for settings
+            that cannot work at that size.
         origin: File that registered it.
     """
 
@@ -202,6 +204,7 @@ class MethodSpec:
     title: str
     parent: str | None
     frozen_steps: tuple[Callable[..., Any], ...] = field(default=())
+    check: Callable[[Any, int], None] | None = None
     origin: str = "?"
 
     @property
@@ -241,6 +244,7 @@ def register(
     title: str = "",
     parent: str | None = None,
     frozen_steps: tuple[Callable[..., Any], ...] = (),
+    check: Callable[[Any, int], None] | None = None,
     supervised: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated ``adapt(task, config)`` as a method.
@@ -277,6 +281,7 @@ def register(
             title=title or name,
             parent=parent,
             frozen_steps=frozen_steps,
+            check=check,
             origin=defining_file(function),
         )
         METHODS.add(name, spec, origin=spec.origin)

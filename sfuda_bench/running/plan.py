@@ -166,6 +166,10 @@ class _Planner:
         self._sources: dict[tuple[str, int], SourcePlan] = {}
 
     def plan(self) -> Plan:
+        for method in self.request.methods:
+            spec = METHODS.get(method)
+            if spec.check is not None:
+                spec.check(self.settings.methods[method], self.settings.data.image_size)
         pairs = parse_pairs(self.request.pairs, list(self.domains), canonical_name)
         cells = [
             self.cell(METHODS.get(method), pair, source_seed, seed)
