@@ -225,7 +225,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"--config {path}: {error}", hint="see the presets for examples") from error
+        raise UsageError(f"--config {path}: {error}", hint="start from a preset") from error
 
 
 def _split_override(text: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfuda_bench.errors import StoreSchemaError, UsageError
+from sfuda_bench.errors import StoreSchemaError
 from sfuda_bench.images.augment import augment_source
 from sfuda_bench.images.resident import ResidentImages, batch_indices, normalise
 from sfuda_bench.networks.registry import NETWORKS
@@ -26,7 +26,7 @@ from sfuda_bench.networks.taps import SegmentationNetwork
 from sfuda_bench.running.keys import derive_seed, digest, model_sha256
 from sfuda_bench.running.predict import predict
 from sfuda_bench.running.runtime import autocast
-from sfuda_bench.running.store import Store, read_json, write_json
+from sfuda_bench.running.store import Store, write_json
 from sfuda_bench.running.streams import Streams
 from sfuda_bench.scoring.codes import decode
 from sfuda_bench.scoring.vcdr import vertical_cup_to_disc_ratio
@@ -363,15 +363,3 @@ def source_key(
             "source_seed": source_seed,
         }
     )
-
-
-def list_sources(out: Path) -> list[dict[str, Any]]:
-    """Return the cards of all committed source models, sorted by domain and seed.
-
-    Raises:
-        UsageError: There is no store.
-    """
-    if not (out / "store.json").is_file():
-        raise UsageError(f"no store at {out}", hint="sfuda-bench run --out DIR, or name another")
-    cards = [read_json(path) for path in sorted(out.glob("sources/*/*/card.json"))]
-    return sorted(cards, key=lambda card: (card["domain"], card["source_seed"], card["key"]))

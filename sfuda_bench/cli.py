@@ -1,0 +1,490 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sfuda_bench.errors import SfudaError, UsageError
+from sfuda_bench.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from sfuda_bench.running.request import RunRequest
+    from sfuda_bench.settings import Settings
+
+DEFAULT_OUT = Path("results/local")
+DEFAULT_METHODS = "source_only,bn_adapt,entropy_min,dpl,cpr,cpr_cbam,target_supervised"
+_INTERRUPTED = 130
+_SOME_FAILED = 4
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors suggest the nearest flag and follow our exit codes."""
+
+    def error(self, message: str) -> NoReturn:
+        nearest = ""
+        if "unrecognized arguments:" in message:
+            wrong = message.split(":", 1)[1].split()[0]
+            nearest = did_you_mean(wrong, _flags(self))
+        raise UsageError(f"{message}{nearest}", hint=f"{self.prog} --help")
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags of a parser and of its commands."""
+    flags: list[str] = []
+    for action in parser._actions:
+        flags += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                flags += _flags(child)
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    # Waiting threads must sleep: workers share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    verbose = "-v" in (arguments or sys.argv) or "--verbose" in (arguments or sys.argv)
+    try:
+        parsed = _parser().parse_args(arguments)
+        code: int = parsed.command(parsed)
+        return code
+    except SfudaError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; run the same command again", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        name = type(error).__name__
+        print(f"error: unexpected {name}: {error} (add -v for the traceback)", file=sys.stderr)
+        return 1
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.progress import Progress
+    from sfuda_bench.running.engine import execute
+    from sfuda_bench.running.plan import build_plan
+
+    request = _request(arguments)
+    plan = build_plan(request)
+    with Progress() as progress:
+        for warning in plan.warnings:
+            progress.note(f"warning: {warning}")
+        summary = execute(plan, progress)
+    _tables(request.out, "last", request.profiles, show=not arguments.json)
+    if arguments.json:
+        print(json.dumps(summary.to_json()))
+    else:
+        print(
+            f"{summary.cells} cells: {summary.computed} computed, {summary.reused} reused, "
+            f"{summary.failed} failed; results in {summary.out}",
+            file=sys.stderr,
+        )
+    return _SOME_FAILED if summary.failed else 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.running.plan import build_plan
+    from sfuda_bench.settings import explain
+
+    request = _request(arguments)
+    plan = build_plan(request)
+    document = plan.to_json()
+    if arguments.explain:
+        document["settings"] = {
+            key: {"value": value, "origin": origin}
+            for key, value, origin in explain(request.settings)
+        }
+    if arguments.json:
+        print(json.dumps(document))
+        return 0
+    for cell in plan.cells:
+        note = f"  ({cell.reason})" if cell.reason else ""
+        print(f"{cell.state:8}{cell.name}  {cell.protocol}  {cell.key[:16]}{note}")
+    if arguments.explain:
+        for key, value, origin in explain(request.settings):
+            print(f"{key} = {value!r}  [{origin}]")
+    counts = ", ".join(f"{document[state]} {state}" for state in ("todo", "done", "blocked"))
+    seconds = document["seconds_estimate"]
+    time = "unknown until a cell is stored" if seconds is None else f"about {seconds / 60:.0f} min"
+    print(f"{counts}; disk about {document['disk_bytes'] / 1e6:.0f} MB; time {time}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.status import render_status, status
+
+    found = status(arguments.out)
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        _print(render_status(found, plain=not sys.stdout.isatty()))
+    return 0
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    rows = _LISTS[arguments.what](arguments)
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        print("  ".join(str(value) for value in row.values() if value not in (None, "")))
+    return 0
+
+
+def _list_methods(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from sfuda_bench.methods import METHODS
+
+    _load_plugins(arguments)
+    specs = [METHODS.get(name) for name in METHODS.names()]
+    return [
+        {
+            "name": spec.name,
+            "title": spec.title,
+            "version": f"v{spec.version}",
+            "protocols": ",".join(spec.protocols),
+            "strictness": "oracle" if spec.oracle else spec.strictness,
+            "source": spec.source,
+            "file": spec.origin,
+        }
+        for spec in specs
+    ]
+
+
+def _list_datasets(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from sfuda_bench.datasets import dataset_names, get_dataset
+
+    _load_plugins(arguments)
+    rows = []
+    for name in dataset_names():
+        spec = get_dataset(name)
+        counts = spec.published_counts
+        rows.append(
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "published": "/".join(map(str, counts)) if counts else "",
+                "aliases": ",".join(spec.aliases),
+                "homepage": spec.homepage,
+            }
+        )
+    return rows
+
+
+def _list_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from sfuda_bench.networks.registry import NETWORKS
+
+    _load_plugins(arguments)
+    specs = [NETWORKS.get(name) for name in NETWORKS.names()]
+    return [
+        {"name": spec.name, "version": f"v{spec.version}", "description": spec.description}
+        for spec in specs
+    ]
+
+
+def _list_pairs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from sfuda_bench.datasets import canonical_name, dataset_names, find_domains, get_dataset
+    from sfuda_bench.selectors import parse_pairs
+
+    if arguments.data_root is not None:
+        names = list(find_domains(arguments.data_root))
+    else:
+        names = [name for name in dataset_names() if get_dataset(name).synthetic]
+    pairs = parse_pairs("all", names, canonical_name)
+    return [{"pair": str(pair), "source": pair.source, "target": pair.target} for pair in pairs]
+
+
+_LISTS = {
+    "methods": _list_methods,
+    "datasets": _list_datasets,
+    "networks": _list_networks,
+    "pairs": _list_pairs,
+}
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    paths = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), "tables": [str(path) for path in paths]}))
+    return 0
+
+
+def _rescore(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.running.rescore import rescore
+
+    cells = rescore(arguments.out, arguments.profile, arguments.engine, jobs=arguments.jobs)
+    _tables(arguments.out, "last", [arguments.profile], show=not arguments.json)
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), "rescored": cells}))
+    return 0
+
+
+def _source_train(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.progress import Progress
+    from sfuda_bench.running.engine import train_sources
+    from sfuda_bench.running.plan import build_plan
+
+    plan = build_plan(_request(arguments))
+    with Progress() as progress:
+        summary = train_sources(plan, progress)
+    print(json.dumps(summary.to_json()) if arguments.json else _source_text(arguments.out))
+    return _SOME_FAILED if summary.failed else 0
+
+
+def _source_ls(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.running.cards import list_sources
+
+    if arguments.json:
+        print(json.dumps(list_sources(arguments.out)))
+    else:
+        print(_source_text(arguments.out))
+    return 0
+
+
+def _source_text(out: Path) -> str:
+    from sfuda_bench.running.cards import list_sources
+
+    lines = []
+    for card in list_sources(out):
+        test = card.get("test_dice", {}).get("0.5")
+        score = (
+            f"test Dice cup {test['cup']:.3f} disc {test['disc']:.3f}" if test else "no test masks"
+        )
+        lines.append(
+            f"{card['domain']}  seed {card['source_seed']}  {card['key'][:16]}  "
+            f"{card['network']['name']} {card['image_size']} px  {card['updates']} updates  {score}"
+        )
+    return "\n".join(lines)
+
+
+def _data_verify(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.images.verify import verify
+
+    if arguments.data_root is None:
+        raise UsageError("data verify needs --data-root DIR", hint="or set SFUDA_DATA_ROOT")
+    findings = verify(arguments.data_root)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if arguments.json:
+        rows = [
+            {"severity": f.severity, "path": str(f.path), "message": f.message} for f in findings
+        ]
+        print(json.dumps({"errors": len(errors), "findings": rows}))
+    else:
+        for finding in findings:
+            print(f"{finding.severity}: {finding.path}: {finding.message}")
+        print(f"{len(errors)} errors, {len(findings) - len(errors)} warnings")
+    return 3 if errors else 0
+
+
+# -- what commands share ----------------------------------------------------------------------
+
+
+def _request(arguments: argparse.Namespace) -> RunRequest:
+    """Turn parsed arguments into a request, resolving names and settings."""
+    from sfuda_bench.running.request import RunRequest
+    from sfuda_bench.scoring.profiles import get_profile
+    from sfuda_bench.selectors import parse_methods, parse_seeds
+
+    _load_plugins(arguments)
+    methods = tuple(parse_methods(arguments.methods))
+    profiles = tuple(part.strip() for part in arguments.profiles.split(","))
+    for profile in profiles:
+        get_profile(profile)
+    if arguments.data_root is None and arguments.preset is None:
+        print("no --data-root: the built-in synthetic domains are used", file=sys.stderr)
+    if arguments.jobs < 1:
+        raise UsageError(f"--jobs {arguments.jobs}: expected at least 1")
+    return RunRequest(
+        methods=methods,
+        pairs=arguments.pairs,
+        seeds=tuple(parse_seeds(arguments.seeds)),
+        source_seeds=tuple(parse_seeds(arguments.source_seeds, "--source-seeds")),
+        settings=_settings(arguments, methods),
+        data_root=arguments.data_root,
+        out=arguments.out,
+        device=arguments.device,
+        jobs=arguments.jobs,
+        protocol=arguments.protocol,
+        track=arguments.track == "epochs",
+        profiles=profiles,
+        average_last=arguments.average_last,
+        keep_models=not arguments.no_models,
+        plugins=tuple(arguments.plugin),
+    )
+
+
+def _settings(arguments: argparse.Namespace, methods: Sequence[str]) -> Settings:
+    from sfuda_bench.settings import resolve
+
+    preset = arguments.preset or ("quick" if arguments.data_root is None else "reproduction")
+    flags = {
+        "data.image_size": arguments.image_size,
+        "network.name": arguments.network,
+        "network.encoder": arguments.encoder,
+        "network.encoder_weights": arguments.encoder_weights,
+        "run.precision": arguments.precision,
+    }
+    return resolve(
+        preset,
+        config_file=arguments.config,
+        overrides=arguments.set,
+        flags={key: value for key, value in flags.items() if value is not None},
+        methods=methods,
+    )
+
+
+def _load_plugins(arguments: argparse.Namespace) -> None:
+    from sfuda_bench.registry import load_plugin_file
+
+    for path in arguments.plugin:
+        load_plugin_file(path)
+
+
+def _tables(out: Path, selection: str, profiles: Sequence[str] | None, *, show: bool) -> list[Path]:
+    """Write the tables of a store and, unless a document is wanted, print them."""
+    from rich.console import Console
+
+    from sfuda_bench.report.tables import print_tables, write_tables
+
+    paths = write_tables(out, selection, profiles)
+    if show:
+        print_tables(out, Console(), selection)
+    return paths
+
+
+def _print(renderable: object) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+# -- the parser -------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sfuda-bench",
+        description="Compare source-free domain adaptation methods for optic cup and disc.",
+        epilog="The main job: sfuda-bench run --methods cpr,cpr_cbam --pairs all",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sfuda-bench {_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(parent: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        child: argparse.ArgumentParser = parent.add_parser(
+            name, help=text, description=text, allow_abbrev=False
+        )
+        child.set_defaults(command=function)
+        child.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        child.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
+        return child
+
+    run = command(commands, "run", _run, "compute what is missing, score it, write the tables")
+    _add_request(run)
+    plan = command(commands, "plan", _plan, "show what run would compute")
+    _add_request(plan)
+    plan.add_argument("--explain", action="store_true", help="where every setting came from")
+    status = command(commands, "status", _status, "show what is done, running, failed, todo")
+    _add_out(status)
+    listing = command(commands, "ls", _ls, "list what can be named")
+    listing.add_argument("what", choices=tuple(_LISTS))
+    _add_data_root(listing)
+    _add_plugin(listing)
+    report = command(commands, "report", _report, "write the tables from stored scores")
+    _add_out(report)
+    report.add_argument(
+        "--selection", default="last", help="last, average-last-K or oracle (default: last)"
+    )
+    rescore = command(commands, "rescore", _rescore, "score stored predictions again")
+    _add_out(rescore)
+    rescore.add_argument("--profile", default="standard", help="scoring profile")
+    rescore.add_argument("--engine", default="core", help="core, or medpy as independent reference")
+    rescore.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    source = commands.add_parser("source", help="source models").add_subparsers(required=True)
+    train = command(source, "train", _source_train, "train the source models that run would need")
+    _add_request(train)
+    _add_out(command(source, "ls", _source_ls, "list stored source models and their scores"))
+    data = commands.add_parser("data", help="images and masks").add_subparsers(required=True)
+    verify = command(data, "verify", _data_verify, "check a data root before a run")
+    _add_data_root(verify)
+    return parser
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--methods", default=DEFAULT_METHODS, help="comma-separated (default: all main methods)")
+    add("--pairs", default="all", help="all, 'a:*', '*:b' or a:b,c:d (default: all)")
+    add("--seeds", default="0", help="adaptation seeds, e.g. 0..4 (default: 0)")
+    add("--source-seeds", default="0", help="seeds of the source models (default: 0)")
+    _add_data_root(parser)
+    _add_out(parser)
+    add("--preset", help="quick, small, reproduction, paper")
+    add("--config", type=Path, metavar="FILE.toml", help="settings on top of the preset")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. cpr.radius=6")
+    add("--image-size", type=int, help="side of the model input, px")
+    add("--network", help="see `ls networks`")
+    add("--encoder", help="encoder of segmentation-models-pytorch")
+    add("--encoder-weights", metavar="none|imagenet|FILE", help="start of the encoder")
+    add("--precision", choices=("float32", "bfloat16", "auto"), help="numerical precision")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--jobs", type=int, default=1, help="cells computed at once (default: 1)")
+    add("--protocol", choices=("offline", "transductive", "online", "episodic"))
+    add(
+        "--track", choices=("none", "epochs"), default="none", help="keep every epoch's predictions"
+    )
+    add("--average-last", type=int, default=5, metavar="K", help="K of average-last-K (default: 5)")
+    add("--profiles", default="standard,cpr-2023", help="scoring profiles")
+    add("--no-models", action="store_true", help="do not store adapted models")
+    _add_plugin(parser)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, help=f"the store (default: {DEFAULT_OUT})"
+    )
+
+
+def _add_data_root(parser: argparse.ArgumentParser) -> None:
+    root = os.environ.get("SFUDA_DATA_ROOT")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        default=Path(root) if root else None,
+        help="folder of domains (default: $SFUDA_DATA_ROOT, else the synthetic domains)",
+    )
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", type=Path, action="append", default=[], metavar="FILE.py", help="more plug-ins"
+    )
+
+
+def _version() -> str:
+    try:
+        return version("sfuda-bench")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
