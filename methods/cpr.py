@@ -24,7 +24,7 @@ from sfuda_bench.blocks.context_similarity import (
 )
 from sfuda_bench.blocks.losses import Reduction, confident_pixels, focal_masked_bce
 from sfuda_bench.blocks.refinement import calibrate, grid_prob, refine, upsample_refined
-from sfuda_bench.blocks.stages import initial_labels, train_on_labels
+from sfuda_bench.blocks.stages import initial_labels, train_on_labels, warn_about_reliability
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import (
     AdaptationTask,
@@ -181,9 +181,10 @@ def similarity_head(
     model = task.source_model.requires_grad_(False)
     head = SimilarityHead(attention=attention, shared_attention=shared_attention).to(task.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=lr, betas=(beta1, beta2))
-    side = labels["label"].shape[-1] // _STRIDE
+    label = labels["label"]
+    side = label.shape[-1] // _STRIDE
     pairs = pair_index(side, side, radius, neighbourhood, border)
-    cells = grid_labels(labels["label"], labels["reliable"], (side, side))
+    cells = grid_labels(label, labels["reliable"], (side, side))
     losses = []
     for _ in task.epochs(epochs):
         model.train(encoder_bn == "adapt")
@@ -241,7 +242,8 @@ def refined_labels(
     similarity = SimilarityHead(attention=attention, shared_attention=shared_attention)
     similarity.load_state_dict(_part(head, "head."))
     similarity = similarity.to(task.device).eval()
-    size = (labels["prob"].shape[-2], labels["prob"].shape[-1])
+    initial = labels["prob"]
+    size = initial.shape[-2:]
     refined = []
     for batch in task.target.batches(batch_size):
         image = batch.image
@@ -250,7 +252,7 @@ def refined_labels(
         with task.autocast():
             context = model.context(model.encode(image))
         features = similarity(context.float())
-        prob = labels["prob"][batch.index.to(task.device)]
+        prob = initial[batch.index.to(task.device)]
         walked = refine(
             grid_prob(prob, features.shape[-2:]),
             features,
@@ -276,12 +278,8 @@ def _rescaled_side(side: int, scale: float) -> int:
 
 
 def _part(artefact: Artefact, prefix: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = artefact.tensors  # type: ignore[attr-defined]  # names are data
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
+    names = [name for name in artefact.names() if name.startswith(prefix)]
+    return {name.removeprefix(prefix): artefact[name] for name in names}
 
 
 def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNetwork:
@@ -346,10 +344,9 @@ def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
         keep &= confident_pixels(prob, config.low, config.high)
     if config.class_mask == "source":
         keep &= label == labels["prototype_class"].bool()
-    task.track(
-        reliable_share=float(labels["reliable"].float().mean()),
-        kept_share=float(keep.float().mean()),
-    )
+    reliable_share = float(labels["reliable"].float().mean())
+    warn_about_reliability(reliable_share)
+    task.track(reliable_share=reliable_share, kept_share=float(keep.float().mean()))
 
     def loss_of(logits: Tensor, index: Tensor) -> Tensor:
         return focal_masked_bce(

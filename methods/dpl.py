@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sfuda_bench.blocks.losses import masked_bce
-from sfuda_bench.blocks.stages import initial_labels, train_on_labels
+from sfuda_bench.blocks.stages import initial_labels, train_on_labels, warn_about_reliability
 from sfuda_bench.methods import AdaptationTask, Photometric, register
 from sfuda_bench.tunable import setting, tunable
 
@@ -81,7 +81,9 @@ def adapt(task: AdaptationTask, config: DplConfig) -> nn.Module:
         batch_size=config.mc_batch,
     )
     label, reliable = labels["label"].float(), labels["reliable"].bool()
-    task.track(reliable_share=float(reliable.float().mean()))
+    share = float(reliable.float().mean())
+    warn_about_reliability(share)
+    task.track(reliable_share=share)
 
     def loss_of(logits: Tensor, index: Tensor) -> Tensor:
         return masked_bce(logits, label[index], reliable[index])

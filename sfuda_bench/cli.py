@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,22 +30,28 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors suggest the nearest flag and follow our exit codes."""
 
     def error(self, message: str) -> NoReturn:
-        nearest = ""
-        if "unrecognized arguments:" in message:
-            wrong = message.split(":", 1)[1].split()[0]
-            nearest = did_you_mean(wrong, _flags(self))
+        wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^\s='(]+)", message)
+        nearest = did_you_mean(wrong[1], _words(self)) if wrong else ""
         raise UsageError(f"{message}{nearest}", hint=f"{self.prog} --help")
 
 
-def _flags(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the flags of a parser and of its commands."""
-    flags: list[str] = []
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the flags, choices and commands of a parser and of its commands."""
+    words: list[str] = []
     for action in parser._actions:
-        flags += action.option_strings
+        words += [*action.option_strings, *map(str, action.choices or ())]
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
-                flags += _flags(child)
-    return flags
+                words += _words(child)
+    return words
+
+
+def _positive(text: str) -> int:
+    """Convert the text of a flag that counts something."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected an integer of at least 1")
+    return number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -310,8 +317,6 @@ def _request(arguments: argparse.Namespace) -> RunRequest:
         get_profile(profile)
     if arguments.data_root is None and arguments.preset is None:
         print("no --data-root: the built-in synthetic domains are used", file=sys.stderr)
-    if arguments.jobs < 1:
-        raise UsageError(f"--jobs {arguments.jobs}: expected at least 1")
     return RunRequest(
         methods=methods,
         pairs=arguments.pairs,
@@ -418,7 +423,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(rescore)
     rescore.add_argument("--profile", default="standard", help="scoring profile")
     rescore.add_argument("--engine", default="core", help="core, or medpy as independent reference")
-    rescore.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    rescore.add_argument("--jobs", type=_positive, default=1, help="processes (default: 1)")
     source = commands.add_parser("source", help="source models").add_subparsers(required=True)
     train = command(source, "train", _source_train, "train the source models that run would need")
     _add_request(train)
@@ -446,12 +451,18 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     add("--encoder-weights", metavar="none|imagenet|FILE", help="start of the encoder")
     add("--precision", choices=("float32", "bfloat16", "auto"), help="numerical precision")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add("--jobs", type=int, default=1, help="cells computed at once (default: 1)")
+    add("--jobs", type=_positive, default=1, help="cells computed at once (default: 1)")
     add("--protocol", choices=("offline", "transductive", "online", "episodic"))
     add(
         "--track", choices=("none", "epochs"), default="none", help="keep every epoch's predictions"
     )
-    add("--average-last", type=int, default=5, metavar="K", help="K of average-last-K (default: 5)")
+    add(
+        "--average-last",
+        type=_positive,
+        default=5,
+        metavar="K",
+        help="K of average-last-K (default: 5)",
+    )
     add("--profiles", default="standard,cpr-2023", help="scoring profiles")
     add("--no-models", action="store_true", help="do not store adapted models")
     _add_plugin(parser)

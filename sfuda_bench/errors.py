@@ -23,6 +23,10 @@ class SfudaError(Exception):
         return (_rebuild, (type(self), self.message, self.hint))
 
 
+class MethodWarning(UserWarning):
+    """Something about a cell that its reader should know; recorded and shown, never fatal."""
+
+
 def _rebuild(kind: type[SfudaError], message: str, hint: str | None) -> SfudaError:
     return kind(message, hint=hint)
 

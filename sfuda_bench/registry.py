@@ -92,7 +92,14 @@ class Registry(Generic[T]):
         """Import the built-in plug-ins and those announced by entry points, once."""
         if self._loaded:
             return
-        self._loaded = True
+        self._loaded = True  # before the imports, which may ask for names
+        try:
+            self._load()
+        except BaseException:
+            self._loaded = False  # the next question must fail too, not be answered in part
+            raise
+
+    def _load(self) -> None:
         if self._package is not None:
             port = importlib.import_module(self._package)
             for module in sorted(m.name for m in pkgutil.iter_modules(port.__path__)):
@@ -122,8 +129,10 @@ def load_plugin_file(path: Path) -> ModuleType:
     """
     path = path.resolve()
     name = f"sfuda_bench_plugin_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
+    while name in sys.modules:
+        if sys.modules[name].__file__ == str(path):
+            return sys.modules[name]
+        name += "_"  # another file of the same name
     spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UsageError(f"--plugin {path}: no such Python file", hint="give a .py file")

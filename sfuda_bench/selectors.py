@@ -35,9 +35,7 @@ def parse_methods(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def parse_pairs(
-    text: str, domains: Sequence[str], canonical: Callable[[str], str]
-) -> list[Pair]:
+def parse_pairs(text: str, domains: Sequence[str], canonical: Callable[[str], str]) -> list[Pair]:
     """Return the pairs that a selector matches, sorted by source and target.
 
     Args:
@@ -70,16 +68,14 @@ def _match(part: str, domains: Sequence[str], canonical: Callable[[str], str]) -
     return {Pair(s, t) for s in sources for t in targets if s != t}
 
 
-def _domains_of(
-    end: str, domains: Sequence[str], canonical: Callable[[str], str]
-) -> list[str]:
+def _domains_of(end: str, domains: Sequence[str], canonical: Callable[[str], str]) -> list[str]:
     if end == "*":
         return list(domains)
     name = canonical(end)
     if name not in domains:
         nearest = did_you_mean(name, list(domains))
         raise UsageError(
-            f"no domain '{end}' here{nearest}; present: {', '.join(domains) or 'none'}",
+            f"--pairs: no domain '{end}' here{nearest}; present: {', '.join(domains) or 'none'}",
             hint="sfuda-bench ls pairs",
         )
     return [name]

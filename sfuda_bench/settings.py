@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS
 from sfuda_bench.registry import did_you_mean
-from sfuda_bench.tunable import build_config, setting
+from sfuda_bench.tunable import build_config, checked_values, setting
 
 _PRESETS = "sfuda_bench.presets"
 Layer = tuple[str, Mapping[str, Any]]
@@ -163,13 +163,12 @@ def resolve(
     Raises:
         UsageError: Unknown preset, section, method or key; a value out of its range.
     """
-    layers: list[Layer] = [(f"preset {preset}", _read_preset(preset))]
+    raw: list[Layer] = [(f"preset {preset}", _read_preset(preset))]
     if config_file is not None:
-        layers.append((str(config_file), _read_toml(config_file)))
-    layers.append(("flag", _nest(dict(flags or {}))))
-    layers.append(("--set", _nest(dict(_split_override(text) for text in overrides))))
-    for origin, layer in layers:
-        _check_names(origin, layer)
+        raw.append((str(config_file), _read_toml(config_file)))
+    raw.append(("flag", _nest(dict(flags or {}))))
+    raw.append(("--set", _nest(dict(_split_override(text) for text in overrides))))
+    layers = [(origin, _checked(origin, layer)) for origin, layer in raw]
     origins: dict[str, str] = {}
     sections = {
         name: build_config(kind, _merge_section(name, layers, origins), owner=name)
@@ -230,11 +229,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _split_override(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
+    key = key.strip().removeprefix("methods.")  # as the tables of a TOML file are called
     if not equals or "." not in key:
         raise UsageError(
             f"--set {text}: expected owner.key=value", hint="for example --set cpr.radius=6"
         )
-    return key.strip(), value.strip()
+    return key, value.strip()
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +247,8 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _check_names(origin: str, layer: Mapping[str, Any]) -> None:
+def _checked(origin: str, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer with canonical method names, every name and value checked on its own."""
     known = [*_SECTIONS, "methods"]
     for section, values in layer.items():
         if section not in known:
@@ -255,27 +256,36 @@ def _check_names(origin: str, layer: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{origin}: unknown section [{section}]{nearest}; known: {', '.join(known)}"
             )
-        if not isinstance(values, Mapping):
-            raise UsageError(f"{origin}: {section} must be a table of keys and values")
-    for method, values in layer.get("methods", {}).items():
-        spec = METHODS.get(method)
-        if not isinstance(values, Mapping):
-            raise UsageError(f"{origin}: methods.{method} must be a table of keys and values")
-        build_config(spec.config, _known_to(spec.config, values, method), owner=method)
+        _check_table(values, section, origin)
+        if section in _SECTIONS:
+            checked_values(_SECTIONS[section], values, owner=section)
+    methods: dict[str, dict[str, Any]] = {}
+    for given, values in layer.get("methods", {}).items():
+        method = _method_name(given, origin)
+        _check_table(values, f"methods.{given}", origin)
+        checked_values(METHODS.get(method).config, values, owner=method)
+        methods.setdefault(method, {}).update(values)
+    return {**layer, "methods": methods}
 
 
-def _known_to(config: type[Any], values: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Return the values for a check on their own: pairs of bounds are compared only later."""
-    names = {field.name for field in dataclasses.fields(config)}
-    unknown = [name for name in values if name not in names]
-    if unknown:
-        build_config(config, {unknown[0]: None}, owner=owner)  # raises with the nearest name
-    return {}
+def _check_table(values: Any, name: str, origin: str) -> None:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{origin}: {name} must be a table of keys and values")
 
 
-def _merge_section(
-    name: str, layers: Sequence[Layer], origins: dict[str, str]
-) -> dict[str, Any]:
+def _method_name(given: str, origin: str) -> str:
+    known = METHODS.names()
+    if given.lower() in known:
+        return given.lower()
+    nearest = did_you_mean(given, [*known, *_SECTIONS])
+    raise UsageError(
+        f"{origin}: '{given}' is neither a method nor a section{nearest}; "
+        f"known: {', '.join([*_SECTIONS, *known])}",
+        hint="sfuda-bench ls methods",
+    )
+
+
+def _merge_section(name: str, layers: Sequence[Layer], origins: dict[str, str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for origin, layer in layers:
         for key, value in layer.get(name, {}).items():

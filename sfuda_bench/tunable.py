@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ def search_space(config: type[Any]) -> dict[str, BaseDistribution]:
 
 
 def build_config(config: type[C], values: Mapping[str, Any], *, owner: str) -> C:
-    """Build a config from loosely typed values and check every one of them.
+    """Build a config from loosely typed values and check every one of them, then all together.
 
     Args:
         config: A frozen dataclass whose fields are int, float, bool, str or tuples of these.
@@ -107,10 +108,20 @@ def build_config(config: type[C], values: Mapping[str, Any], *, owner: str) -> C
         owner: Name used in messages, e.g. ``"cpr"``.
 
     Raises:
+        UsageError: Unknown field, wrong type, a value outside its declared range, or values that
+            exclude each other.
+    """
+    return config(**checked_values(config, values, owner=owner))
+
+
+def checked_values(config: type[Any], values: Mapping[str, Any], *, owner: str) -> dict[str, Any]:
+    """Convert and check values one by one; whether they go together is the config's business.
+
+    Raises:
         UsageError: Unknown field, wrong type, or a value outside its declared range.
     """
     hints = typing.get_type_hints(config)
-    fields = {field.name: field for field in dataclasses.fields(config)}  # type: ignore[arg-type]  # C is a dataclass
+    fields = {field.name: field for field in dataclasses.fields(config)}
     converted: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
@@ -121,7 +132,7 @@ def build_config(config: type[C], values: Mapping[str, Any], *, owner: str) -> C
             )
         converted[name] = convert(value, hints[name], where=f"{owner}.{name}")
         _check_bounds(converted[name], bounds_of(fields[name]), where=f"{owner}.{name}")
-    return config(**converted)
+    return converted
 
 
 def convert(value: Any, hint: Any, *, where: str) -> Any:
@@ -135,7 +146,7 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
         return _convert_tuple(value, hint, where=where)
     try:
         return _convert_scalar(value, hint)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         expected = getattr(hint, "__name__", str(hint))
         raise UsageError(f"{where} = {value!r}: expected {expected}") from error
 
@@ -158,6 +169,8 @@ def _convert_literal(value: Any, allowed: tuple[Any, ...], *, where: str) -> Any
 
 def _convert_tuple(value: Any, hint: Any, *, where: str) -> tuple[Any, ...]:
     arms = typing.get_args(hint)
+    if not isinstance(value, str | list | tuple):
+        raise UsageError(f"{where} = {value!r}: expected a list of values")
     parts = value.split(",") if isinstance(value, str) else list(value)
     if arms[-1] is Ellipsis:
         arms = (arms[0],) * len(parts)
@@ -179,7 +192,9 @@ def _convert_scalar(value: Any, hint: Any) -> Any:
             raise ValueError(value)
         return float(value)
     if hint is str:
-        return str(value)
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return value
     raise TypeError(f"unsupported annotation {hint}")
 
 
@@ -202,8 +217,8 @@ def _check_bounds(value: Any, bounds: Bounds, *, where: str) -> None:
         allowed = ", ".join(str(c) for c in bounds.choices)
         raise UsageError(f"{where} = {value!r} is not one of: {allowed}{nearest}")
     for part in value if isinstance(value, tuple) else (value,):
-        if isinstance(part, float) and part != part:
-            raise UsageError(f"{where} = {value!r} is not a number")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise UsageError(f"{where} = {value!r} is not a finite number")
         too_low = bounds.low is not None and part < bounds.low
         too_high = bounds.high is not None and part > bounds.high
         if too_low or too_high:

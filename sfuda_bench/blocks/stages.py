@@ -5,6 +5,7 @@ The only blocks that know the port: they take its tasks and carry its mark for f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -18,8 +19,11 @@ from sfuda_bench.blocks.prototypes import (
     uncertainty_quantile,
 )
 from sfuda_bench.blocks.pseudo_labels import mc_dropout_statistics, threshold_labels
+from sfuda_bench.errors import MethodWarning
 from sfuda_bench.methods import AdaptationTask, FrozenTask, Photometric, frozen_step
 from sfuda_bench.networks.batch_norm import freeze_batch_norm
+
+_MOST_RELIABLE, _LEAST_RELIABLE = 0.995, 0.20
 
 
 @frozen_step(version=1)
@@ -79,6 +83,21 @@ def initial_labels(
             results[name].append(small.cpu())
     tensors = {name: torch.cat(parts) for name, parts in results.items()}
     return {**tensors, "missing_prototypes": torch.tensor([missing])}
+
+
+def warn_about_reliability(share: float) -> None:
+    """Warn when the reliability mask keeps nearly everything, or little.
+
+    Args:
+        share: Share of reliable pixels, in [0, 1].
+    """
+    if share > _MOST_RELIABLE or share < _LEAST_RELIABLE:
+        warnings.warn(
+            f"{share:.1%} of the initial labels count as reliable; the uncertainty threshold "
+            "does not separate pixels on this network (see uncertainty_quantile)",
+            MethodWarning,
+            stacklevel=2,
+        )
 
 
 class SelfTraining(Protocol):

@@ -81,8 +81,12 @@ class Artefact(Protocol):
         """Hex digest of the function, its version, its parameters and everything it saw."""
         ...
 
+    def names(self) -> list[str]:
+        """Return the names of the tensors."""
+        ...
+
     def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor, on the task's device."""
+        """Read one tensor onto the task's device; keep it when it is needed again."""
         ...
 
 

@@ -127,7 +127,9 @@ def _strictness(rows: Sequence[MethodRow]) -> str:
 def _distance(scoring: Mapping[str, Any]) -> str:
     definition = _DEFINITIONS.get(scoring.get("asd_definition", ""), "")
     detail = f" ({definition})" if definition else ""
-    return f"ASD{detail} in pixels of the evaluation grid."
+    grid = scoring.get("evaluation_grid")
+    size = f" ({grid} x {grid})" if grid else ""
+    return f"ASD{detail} in pixels of the evaluation grid{size}."
 
 
 def _empties(facts: Facts) -> str:

@@ -164,7 +164,7 @@ def read_cases(cells: Iterable[CellRecord], profile: str) -> pd.DataFrame:
 
 
 def read_scoring(cells: Iterable[CellRecord], profile: str) -> dict[str, Any]:
-    """Return how cells were scored: the profile's fields, ``engine`` and ``scorer_version``.
+    """Return how cells were scored: the profile's fields, engine, scorer, grid.
 
     Returns:
         An empty dict when no cell was scored under ``profile``.
@@ -183,6 +183,7 @@ def read_scoring(cells: Iterable[CellRecord], profile: str) -> dict[str, Any]:
             **record.get("profile_fields", {}),
             "engine": record.get("engine", "core"),
             "scorer_version": record.get("scorer_version"),
+            "evaluation_grid": record.get("evaluation_grid"),
         }
         if found and scoring != found:
             names = sorted(n for n in {*found, *scoring} if found.get(n) != scoring.get(n))

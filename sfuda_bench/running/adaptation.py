@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sfuda_bench.errors import UsageError
+from sfuda_bench.errors import MethodWarning, UsageError
 from sfuda_bench.frames import write_parquet
 from sfuda_bench.images.resident import ResidentImages
 from sfuda_bench.methods import METHODS, MethodSpec
@@ -76,7 +77,9 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
     staged = store.staging(job["key"], "cell")
     source = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), device)
     reference = copy.deepcopy(source)
-    adapted = _run_protocol(job, spec, source, store, device, staged, emit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MethodWarning)
+        adapted = _run_protocol(job, spec, source, store, device, staged, emit)
     check_finite(adapted.model)
     changed = changed_parts(reference, adapted.model)
     if "whole" not in spec.updates and not changed <= spec.updates:
@@ -93,6 +96,7 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
     commit_model_and_records(job, adapted.model, adapted.task.last_epoch, staged, store)
     record = run_record(started, device)
     record["artefacts"] = adapted.task.used
+    record["warnings"] = [str(w.message) for w in caught if w.category is MethodWarning]
     write_json(staged / "run.json", record)
     store.commit(staged, Path(job["cell_dir"]))
 

@@ -20,7 +20,7 @@ from sfuda_bench.running.plan import (
     record_plan,
     scoring_todo,
 )
-from sfuda_bench.running.store import write_json
+from sfuda_bench.running.store import read_json, write_json
 from sfuda_bench.running.workers import Worker, WorkerSettings
 
 _BUSY_PAUSE = 0.5  # seconds before asking again for a key that another process computes
@@ -117,6 +117,30 @@ class _Engine:
 
     def run(self) -> RunSummary:
         self._enqueue()
+        self._drain()
+        return self._summary()
+
+    def train_sources(self) -> RunSummary:
+        """Train every missing source model of the plan, whether a cell waits for it or not."""
+        sources = [source for source in self.plan.sources if not source.done]
+        self.queue = [_source_job(source) for source in sources if not source.blocked]
+        self.unfinished = {job.id for job in self.queue}
+        self.progress.start([(_source_id(s), "source model", s.domain) for s in sources])
+        for source in sources:
+            if source.blocked:
+                self.broken[_source_id(source)] = source.blocked
+                self.progress.failed(_source_id(source), source.blocked)
+        self._drain()
+        return RunSummary(
+            cells=len(self.plan.sources),
+            computed=len(sources) - len(self.broken),
+            reused=len(self.plan.sources) - len(sources),
+            failed=len(self.broken),
+            out=self.plan.request.out,
+        )
+
+    def _drain(self) -> None:
+        """Work until the queue is empty; stop the workers whatever happens."""
         try:
             while self.queue or any(slot.job for slot in self.slots):
                 self._dispatch()
@@ -125,7 +149,6 @@ class _Engine:
             self._stop(force=True)
             raise
         self._stop()
-        return self._summary()
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -136,7 +159,7 @@ class _Engine:
         for source in needed:
             if source.key in wanted:
                 announced.append((_source_id(source), "source model", source.domain))
-                self.queue.append(_Job(_source_id(source), "label", dict(source.job)))
+                self.queue.append(_source_job(source))
         self.unfinished = {job.id for job in self.queue}
         for cell in self.plan.cells:
             announced.append((cell.key, cell.method, str(cell.pair)))
@@ -171,17 +194,13 @@ class _Engine:
     def _worker(self, slot: _Slot, role: str) -> Worker:
         if role not in slot.workers:
             request = self.plan.request
-            packed = self.plan.store.packed
-            forbidden = [packed / "masks", packed / "names", self.plan.store.root / "synthetic"]
-            if request.data_root is not None:
-                forbidden.append(request.data_root)
             settings = WorkerSettings(
                 role=role,
                 out=str(request.out),
                 device=request.device,
                 threads=max(1, (os.cpu_count() or 1) // len(self.slots)),
                 plugins=tuple(str(path) for path in request.plugins),
-                forbidden=tuple(str(folder) for folder in forbidden),
+                forbidden=tuple(str(folder) for folder in self.plan.forbidden),
             )
             slot.workers[role] = Worker(settings)
         return slot.workers[role]
@@ -272,6 +291,9 @@ class _Engine:
         self.status[cell.key] = status
         jobs = [_Job(cell.key, "label", dict(job), cell=cell) for job in scoring_todo(cell)]
         self.queue[:0] = jobs
+        if status == "computed":
+            for warning in read_json(cell.folder / "run.json").get("warnings", []):
+                self.progress.note(f"{cell.name}: warning: {warning}")
         if not cell.scoring:
             self.progress.note(f"{cell.name}: stored without scores, the test split has no masks")
         self.progress.done(cell.key, seconds, reused=status == "reused")
@@ -302,6 +324,10 @@ def _source_id(source: SourcePlan) -> str:
     return f"source:{source.key}"
 
 
+def _source_job(source: SourcePlan) -> _Job:
+    return _Job(_source_id(source), "label", dict(source.job))
+
+
 def _as_error(message: Mapping[str, Any]) -> SfudaError:
     error = UsageError(message["message"], hint=message["hint"])
     error.exit_code = message["exit_code"]
@@ -309,25 +335,5 @@ def _as_error(message: Mapping[str, Any]) -> SfudaError:
 
 
 def train_sources(plan: Plan, progress: ProgressSink) -> RunSummary:
-    """Train the source models that a plan needs, and nothing else."""
-    sources = [source for source in plan.sources if not source.done and not source.blocked]
-    engine = _Engine(plan, progress)
-    engine.queue = [_Job(_source_id(source), "label", dict(source.job)) for source in sources]
-    engine.unfinished = {job.id for job in engine.queue}
-    progress.start([(job.id, "source model", job.payload["domain"]) for job in engine.queue])
-    try:
-        while engine.queue or any(slot.job for slot in engine.slots):
-            engine._dispatch()
-            engine._listen()
-    except BaseException:
-        engine._stop(force=True)
-        raise
-    engine._stop()
-    failed = len(engine.broken)
-    return RunSummary(
-        cells=len(plan.sources),
-        computed=len(sources) - failed,
-        reused=len(plan.sources) - len(sources),
-        failed=failed,
-        out=plan.request.out,
-    )
+    """Train the source models that a plan names, and nothing else."""
+    return _Engine(plan, progress).train_sources()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sfuda_bench.errors import StoreSchemaError, UsageError
@@ -24,14 +26,35 @@ from sfuda_bench.running.target import TargetImages
 
 @dataclass(frozen=True)
 class FrozenArtefact:
-    """Named tensors on the device, with the key they were computed under."""
+    """Named tensors in a file, with the key they were computed under; read when asked for."""
 
     key: str
-    tensors: Mapping[str, Tensor]
+    path: Path
+    device: torch.device
+
+    def names(self) -> list[str]:
+        """Return the names of the tensors, sorted."""
+        with safe_open(self.path, framework="pt") as file:
+            return sorted(file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor; unknown names raise ``KeyError``."""
-        return self.tensors[name]
+        """Read one tensor onto the device.
+
+        Raises:
+            KeyError: There is no such tensor.
+            StoreSchemaError: The file is damaged.
+        """
+        try:
+            with safe_open(self.path, framework="pt", device=str(self.device)) as file:
+                if name not in file.keys():
+                    raise KeyError(name)
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise StoreSchemaError(
+                f"{self.path}: damaged artefact ({error})",
+                hint=f"delete {self.path.parent} and run the same command again",
+            ) from error
 
 
 @dataclass
@@ -102,14 +125,8 @@ class ArtefactCache:
             with self.store.lock(key, wait=True):
                 if not (folder / "meta.json").is_file():
                     self._compute(function, parameters, key, folder)
-        try:
-            tensors = load_file(folder / "tensors.safetensors", device=str(self.device))
-        except Exception as error:
-            raise StoreSchemaError(
-                f"{folder}: damaged artefact ({error})",
-                hint=f"delete {folder} and run the same command again",
-            ) from error
-        return FrozenArtefact(key, tensors)
+            shutil.rmtree(self.store.attempt(key), ignore_errors=True)
+        return FrozenArtefact(key, folder / "tensors.safetensors", self.device)
 
     def key_fields(
         self, function: Callable[..., Any], parameters: Mapping[str, Any]

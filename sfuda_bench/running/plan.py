@@ -87,6 +87,8 @@ class Plan:
         disk_bytes: Rough disk use of what is still to do.
         seconds_estimate: From the times of stored cells of the same method and image size, or
             ``None`` when there are none.
+        warnings: What the user should know before the run.
+        forbidden: Folders that an adapting process must not open: masks, names, raw files.
     """
 
     request: RunRequest
@@ -96,6 +98,7 @@ class Plan:
     disk_bytes: int = 0
     seconds_estimate: float | None = None
     warnings: list[str] = field(default_factory=list)
+    forbidden: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as one JSON document."""
@@ -182,8 +185,21 @@ class _Planner:
         plan = Plan(self.request, self.store, cells, sources)
         plan.disk_bytes = self._disk_bytes(cells)
         plan.seconds_estimate = self._estimate(cells)
+        plan.forbidden = self._forbidden()
         plan.warnings = sorted({warning for cell in cells for warning in cell.warnings})
         return plan
+
+    def _forbidden(self) -> tuple[Path, ...]:
+        files = [
+            path
+            for domain in self.domains.values()
+            for split in (domain.train, domain.test)
+            for sample in split.samples
+            for path in (sample.image, sample.mask)
+            if path is not None
+        ]
+        packed = self.store.packed
+        return (packed / "masks", packed / "names", *sorted({path.parent for path in files}))
 
     # -- packed splits ----------------------------------------------------------------------
 

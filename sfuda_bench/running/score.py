@@ -82,6 +82,7 @@ def score_cell(job: Mapping[str, Any]) -> None:
         "profile_fields": profile.digest_fields(),
         "scorer_version": SCORER_VERSION,
         "engine": job["engine"],
+        "evaluation_grid": int(masks.shape[-1]),
         "mask_digest": mask_digest,
         "score_key": score_key(cell["key"], mask_digest, profile, job["engine"]),
         "digest": frame_digest(all_cases),
