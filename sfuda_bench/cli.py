@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,6 +36,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}{nearest}", hint=f"{self.prog} --help")
 
 
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Treat a request to terminate like Ctrl-C: stop the workers, keep what is finished."""
+    raise KeyboardInterrupt
+
+
 def _words(parser: argparse.ArgumentParser) -> list[str]:
     """Return the flags, choices and commands of a parser and of its commands."""
     words: list[str] = []
@@ -58,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     # Waiting threads must sleep: workers share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _interrupt)
     verbose = "-v" in (arguments or sys.argv) or "--verbose" in (arguments or sys.argv)
     try:
         parsed = _parser().parse_args(arguments)

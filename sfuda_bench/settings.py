@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,9 @@ from sfuda_bench.registry import did_you_mean
 from sfuda_bench.tunable import build_config, checked_values, setting
 
 _PRESETS = "sfuda_bench.presets"
-Layer = tuple[str, Mapping[str, Any]]
+_DEFAULT = "plug-in default"
+_BELOW_ONE = 0.999999  # Adam refuses a momentum of 1
+_MULTIPLE = 16  # the output stride of the networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,8 @@ class SourceRecipe:
     lr: float = setting(1e-3, 0.0, 1.0)
     lr_drop_epoch: int = setting(100, 0, 100_000)
     lr_drop_factor: float = setting(0.2, 0.0, 1.0)
-    beta1: float = setting(0.9, 0.0, 1.0)
-    beta2: float = setting(0.99, 0.0, 1.0)
+    beta1: float = setting(0.9, 0.0, _BELOW_ONE)
+    beta2: float = setting(0.99, 0.0, _BELOW_ONE)
     augment: Literal["none", "flip", "dpl"] = "dpl"
     train_scale: float = setting(1.0, 1.0, 4.0)
     validation_fraction: float = setting(0.15, 0.01, 0.5)
@@ -148,10 +150,10 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     methods: Sequence[str] = (),
 ) -> Settings:
-    """Resolve the settings: plug-in default < preset < config file < flags and ``--set``.
+    """Resolve the settings: plug-in default < preset < config file < flags < ``--set``.
 
     A variant (``cpr_cbam``) takes its parent's values from each layer unless that layer sets
-    the variant itself.
+    the variant itself, or the variant's own default is what sets it apart.
 
     Args:
         preset: Name of a shipped preset.
@@ -163,59 +165,177 @@ def resolve(
     Raises:
         UsageError: Unknown preset, section, method or key; a value out of its range.
     """
-    raw: list[Layer] = [(f"preset {preset}", _read_preset(preset))]
+    layers = [_layer(f"preset {preset}", _read_preset(preset))]
     if config_file is not None:
-        raw.append((str(config_file), _read_toml(config_file)))
-    raw.append(("flag", _nest(dict(flags or {}))))
-    raw.append(("--set", _nest(dict(_split_override(text) for text in overrides))))
-    layers = [(origin, _checked(origin, layer)) for origin, layer in raw]
+        layers.append(_layer(f"--config {config_file}", _read_toml(config_file)))
+    layers.append(_layer("flag", _nest((flags or {}).items())))
+    layers.append(_layer("--set", _nest(map(_split_override, overrides))))
     origins: dict[str, str] = {}
     sections = {
-        name: build_config(kind, _merge_section(name, layers, origins), owner=name)
+        name: _build(kind, _merge_section(name, layers, origins), name, origins)
         for name, kind in _SECTIONS.items()
     }
-    configs = {}
-    for method in methods:
-        spec = METHODS.get(method)
-        values = _merge_method(method, spec.parent, layers, origins)
-        configs[method] = build_config(spec.config, values, owner=method)
-    settings = Settings(
+    configs = {
+        method: _build(
+            METHODS.get(method).config, _merge_method(method, layers, origins), method, origins
+        )
+        for method in map(METHODS.canonical, methods)
+    }
+    settings = _assemble(preset, sections, configs, origins)
+    _cross_check(settings)
+    return settings
+
+
+def explain(settings: Settings) -> list[tuple[str, Any, str]]:
+    """Return (dotted key, value, origin) of every resolved value, in a fixed order."""
+    return [
+        (f"{owner}.{name}", value, settings.origins.get(f"{owner}.{name}", _DEFAULT))
+        for owner, config in _owners(settings)
+        for name, value in dataclasses.asdict(config).items()
+    ]
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """Return the settings as one JSON-able document; :func:`from_json` reads it back."""
+    document: dict[str, Any] = {"preset": settings.preset, "origins": dict(settings.origins)}
+    methods = document["methods"] = {}
+    for owner, config in _owners(settings):
+        place = document if owner in _SECTIONS else methods
+        place[owner] = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(config).items()
+        }
+    return document
+
+
+def from_json(document: Mapping[str, Any]) -> Settings:
+    """Rebuild settings from :func:`to_json`, checking every value again.
+
+    Raises:
+        UsageError: A section or method that is not known, or a value out of its range.
+    """
+    sections = {
+        name: build_config(kind, document[name], owner=name) for name, kind in _SECTIONS.items()
+    }
+    configs = {
+        method: build_config(METHODS.get(method).config, values, owner=method)
+        for method, values in document["methods"].items()
+    }
+    return _assemble(document["preset"], sections, configs, document["origins"])
+
+
+def _assemble(
+    preset: str,
+    sections: Mapping[str, Any],
+    methods: Mapping[str, Any],
+    origins: Mapping[str, str],
+) -> Settings:
+    return Settings(
         preset=preset,
         data=sections["data"],
         network=sections["network"],
         source=sections["source"],
         inference=sections["inference"],
         precision=sections["run"].precision,
-        methods=configs,
+        methods=methods,
         origins=origins,
     )
-    _cross_check(settings)
-    return settings
 
 
-def explain(settings: Settings) -> list[tuple[str, Any, str]]:
-    """Return (dotted key, value, origin) of every resolved value."""
-    owners: list[tuple[str, Any]] = [
+def _owners(settings: Settings) -> list[tuple[str, Any]]:
+    """Return every config under the name of its section or method."""
+    return [
         ("data", settings.data),
         ("network", settings.network),
         ("source", settings.source),
         ("inference", settings.inference),
-        ("run", RunDefaults(precision=settings.precision)),  # type: ignore[arg-type]  # checked
-        *sorted(settings.methods.items()),
+        ("run", build_config(RunDefaults, {"precision": settings.precision}, owner="run")),
+        *settings.methods.items(),
     ]
-    return [
-        (key, value, settings.origins.get(key, "plug-in default"))
-        for owner, config in owners
-        for name, value in dataclasses.asdict(config).items()
-        for key in [f"{owner}.{name}"]
-    ]
+
+
+# -- layers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The values that one place sets: sections and methods by name, each a table of values."""
+
+    place: str
+    sections: Mapping[str, Mapping[str, Any]]
+    methods: Mapping[str, Mapping[str, Any]]
+
+    def origin(self, owner: str, name: str) -> str:
+        """Return where this layer sets ``owner.name``, as precisely as a reader can use."""
+        if self.place == "flag":
+            return "--network" if name == "name" else f"--{name.replace('_', '-')}"
+        if self.place.startswith("--config "):
+            table = owner if owner in _SECTIONS else f"methods.{owner}"
+            return f"{self.place.removeprefix('--config ')}:{table}.{name}"
+        return self.place
+
+
+def _layer(place: str, tables: Mapping[str, Any]) -> _Layer:
+    """Check the names of a layer's tables and keys; values are checked when all are merged."""
+    _check_known(place, "section", tables, [*_SECTIONS, "methods"])
+    _check_tables(place, tables)
+    methods = tables.get("methods", {})
+    _check_tables(place, {f"methods.{name}": values for name, values in methods.items()})
+    sections = {name: tables[name] for name in _SECTIONS if name in tables}
+    for name, values in sections.items():
+        _check_known(place, f"setting of {name}", values, _field_names(_SECTIONS[name]))
+    by_name: dict[str, Mapping[str, Any]] = {}
+    for given, values in methods.items():
+        _check_method(place, given)
+        method = METHODS.canonical(given)
+        _check_known(
+            place, f"setting of {method}", values, _field_names(METHODS.get(method).config)
+        )
+        by_name[method] = {**by_name.get(method, {}), **values}
+    return _Layer(place, sections, by_name)
+
+
+def _check_method(place: str, name: str) -> None:
+    if name.lower() in (known.lower() for known in METHODS.names()):
+        return
+    known = METHODS.names()
+    # "--set sourc.epochs=3" may mean a section as well as a method.
+    near = did_you_mean(name, [*_SECTIONS, *known] if place == "--set" else known)
+    raise UsageError(
+        f"{place}: unknown method '{name}'{near}; known: {', '.join(known)}",
+        hint="sfuda-bench ls methods",
+    )
+
+
+def _check_known(place: str, kind: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = did_you_mean(name, list(known))
+            raise UsageError(
+                f"{place}: unknown {kind} '{name}'{near}; known: {', '.join(sorted(known)) or '-'}",
+                hint="sfuda-bench plan --explain",
+            )
+
+
+def _check_tables(place: str, tables: Mapping[str, Any]) -> None:
+    for name, values in tables.items():
+        if not isinstance(values, Mapping):
+            raise UsageError(
+                f"{place}: '{name}' must be a table of keys and values", hint=f"[{name}]"
+            )
+
+
+def _field_names(config: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(config)]
 
 
 def _read_preset(name: str) -> dict[str, Any]:
-    if name not in preset_names():
-        known = ", ".join(preset_names())
-        nearest = did_you_mean(name, preset_names())
-        raise UsageError(f"--preset {name}: unknown{nearest}; known: {known}")
+    known = preset_names()
+    if name not in known:
+        raise UsageError(
+            f"--preset {name}: unknown{did_you_mean(name, known)}; known: {', '.join(known)}",
+            hint="settings of your own: --config FILE.toml",
+        )
     text = resources.files(_PRESETS).joinpath(f"{name}.toml").read_text("utf-8")
     return tomllib.loads(text)
 
@@ -223,110 +343,99 @@ def _read_preset(name: str) -> dict[str, Any]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"--config {path}: {error}", hint="start from a preset") from error
+    except OSError as error:
+        raise UsageError(
+            f"--config {path}: {error.strerror}", hint="give a TOML file with a preset's sections"
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"--config {path}: not TOML: {error}", hint="give a TOML file with a preset's sections"
+        ) from error
 
 
 def _split_override(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    key = key.strip().removeprefix("methods.")  # as the tables of a TOML file are called
-    if not equals or "." not in key:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    owner, dot, name = key.partition(".")
+    if not (equals and dot and owner and name and value):
         raise UsageError(
             f"--set {text}: expected owner.key=value", hint="for example --set cpr.radius=6"
         )
-    return key, value.strip()
+    return key, value
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into sections; an owner that is no section is a method."""
+def _nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Turn dotted keys into tables; an owner that is no section is a method."""
     nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        owner, name = key.split(".", 1)
-        place = nested if owner in _SECTIONS else nested.setdefault("methods", {})
-        place.setdefault(owner, {})[name] = value
+    for key, value in flat:
+        owner, name = key.removeprefix("methods.").split(".", 1)
+        tables = nested if owner in _SECTIONS else nested.setdefault("methods", {})
+        tables.setdefault(owner, {})[name] = value
     return nested
 
 
-def _checked(origin: str, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a layer with canonical method names, every name and value checked on its own."""
-    known = [*_SECTIONS, "methods"]
-    for section, values in layer.items():
-        if section not in known:
-            nearest = did_you_mean(section, known)
-            raise UsageError(
-                f"{origin}: unknown section [{section}]{nearest}; known: {', '.join(known)}"
-            )
-        _check_table(values, section, origin)
-        if section in _SECTIONS:
-            checked_values(_SECTIONS[section], values, owner=section)
-    methods: dict[str, dict[str, Any]] = {}
-    for given, values in layer.get("methods", {}).items():
-        method = _method_name(given, origin)
-        _check_table(values, f"methods.{given}", origin)
-        checked_values(METHODS.get(method).config, values, owner=method)
-        methods.setdefault(method, {}).update(values)
-    return {**layer, "methods": methods}
+# -- merging ----------------------------------------------------------------------------------
 
 
-def _check_table(values: Any, name: str, origin: str) -> None:
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{origin}: {name} must be a table of keys and values")
-
-
-def _method_name(given: str, origin: str) -> str:
-    known = METHODS.names()
-    if given.lower() in known:
-        return given.lower()
-    nearest = did_you_mean(given, [*known, *_SECTIONS])
-    raise UsageError(
-        f"{origin}: '{given}' is neither a method nor a section{nearest}; "
-        f"known: {', '.join([*_SECTIONS, *known])}",
-        hint="sfuda-bench ls methods",
-    )
-
-
-def _merge_section(name: str, layers: Sequence[Layer], origins: dict[str, str]) -> dict[str, Any]:
+def _merge_section(name: str, layers: Sequence[_Layer], origins: dict[str, str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
-    for origin, layer in layers:
-        for key, value in layer.get(name, {}).items():
+    for layer in layers:
+        for key, value in layer.sections.get(name, {}).items():
             merged[key] = value
-            origins[f"{name}.{key}"] = origin
+            origins[f"{name}.{key}"] = layer.origin(name, key)
     return merged
 
 
-def _merge_method(
-    method: str, parent: str | None, layers: Sequence[Layer], origins: dict[str, str]
-) -> dict[str, Any]:
+def _merge_method(method: str, layers: Sequence[_Layer], origins: dict[str, str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
-    names = {field.name for field in dataclasses.fields(METHODS.get(method).config)}
-    for origin, layer in layers:
-        tables = layer.get("methods", {})
-        for owner in (parent, method):
-            if owner is None:
-                continue
-            suffix = "" if owner == method else f" (inherited from {owner})"
-            for key, value in tables.get(owner, {}).items():
-                if owner == parent and (key not in names or _own_default(method, owner, key)):
-                    continue
-                merged[key] = value
-                origins[f"{method}.{key}"] = f"{origin}{suffix}"
+    parent = METHODS.get(method).parent
+    inherited = _inherited(method, parent)
+    for layer in layers:
+        if parent is not None:
+            for key, value in layer.methods.get(parent, {}).items():
+                if key in inherited:
+                    merged[key] = value
+                    where = layer.origin(parent, key)
+                    origins[f"{method}.{key}"] = f"{where} (inherited from {parent})"
+        for key, value in layer.methods.get(method, {}).items():
+            merged[key] = value
+            origins[f"{method}.{key}"] = layer.origin(method, key)
     return merged
 
 
-def _own_default(method: str, parent: str, key: str) -> bool:
-    """Whether the variant declares its own default for ``key``: that is what makes it a variant."""
-    own, inherited = METHODS.get(method).config, METHODS.get(parent).config
-    defaults = [
-        {field.name: field.default for field in dataclasses.fields(kind)}
-        for kind in (own, inherited)
-    ]
-    return bool(defaults[0].get(key) != defaults[1].get(key))
+def _inherited(method: str, parent: str | None) -> set[str]:
+    """Return the keys that a variant takes from its parent.
+
+    A key whose default the variant declares anew is what makes it a variant: it stays.
+    """
+    if parent is None:
+        return set()
+    own, inherited = (
+        {field.name: field.default for field in dataclasses.fields(METHODS.get(name).config)}
+        for name in (method, parent)
+    )
+    return {key for key in own if key in inherited and own[key] == inherited[key]}
+
+
+def _build(
+    kind: type[Any], values: Mapping[str, Any], owner: str, origins: Mapping[str, str]
+) -> Any:
+    """Build a config; an error about a value says where the value came from."""
+    try:
+        return build_config(kind, values, owner=owner)
+    except UsageError as error:
+        key = error.message.partition(" = ")[0]
+        if key not in origins:
+            raise
+        raise UsageError(f"{error.message} (from {origins[key]})", hint=error.hint) from error
 
 
 def _cross_check(settings: Settings) -> None:
-    if settings.data.image_size % 16:
-        size = settings.data.image_size
+    size = settings.data.image_size
+    if size % _MULTIPLE:
+        nearest = max(32, round(size / _MULTIPLE) * _MULTIPLE)
+        where = settings.origins.get("data.image_size", _DEFAULT)
         raise UsageError(
-            f"data.image_size = {size}: the network's stride needs a multiple of 16",
-            hint=f"--image-size {max(32, round(size / 16) * 16)}",
+            f"data.image_size = {size}: expected a multiple of {_MULTIPLE}, the network's stride "
+            f"(from {where})",
+            hint=f"--image-size {nearest}",
         )

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class _worker_environment:  # noqa: N801  # reads as the context manager that it
 def _main(connection: Connection, settings: WorkerSettings) -> None:
     """Compute jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         compute = _prepare(settings)
     except BaseException as error:
@@ -111,6 +113,14 @@ def _main(connection: Connection, settings: WorkerSettings) -> None:
             return
         except BaseException as error:
             connection.send(_failure(error))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, so that nothing computes for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
