@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sfuda_bench.errors import SfudaError, UsageError
+from sfuda_bench.errors import EnvironmentProblem, SfudaError, UsageError
 from sfuda_bench.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ DEFAULT_OUT = Path("results/local")
 DEFAULT_METHODS = "source_only,bn_adapt,entropy_min,dpl,cpr,cpr_cbam,target_supervised"
 _INTERRUPTED = 130
 _SOME_FAILED = 4
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,28 +68,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Waiting threads must sleep: workers share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
-    verbose = "-v" in (arguments or sys.argv) or "--verbose" in (arguments or sys.argv)
+    parsed = argparse.Namespace()
     try:
-        parsed = _parser().parse_args(arguments)
+        _parser().parse_args(arguments, parsed)
         code: int = parsed.command(parsed)
+        sys.stdout.flush()
         return code
     except SfudaError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _explain(error)
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept; run the same command again", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader has left, as `head` does; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        name = type(error).__name__
-        print(f"error: unexpected {name}: {error} (add -v for the traceback)", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            where = f": {error.filename}" if error.filename else ""
+            text = f"the disk is full{where}; what was finished is kept"
+            return _explain(EnvironmentProblem(text, hint="free some space and run it again"))
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"hint: {_keep_traceback(parsed)}", file=sys.stderr)
         return 1
+
+
+def _explain(error: SfudaError) -> int:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+def _keep_traceback(parsed: argparse.Namespace) -> str:
+    """Show the traceback if that was asked for, else log it in the store; say where it is."""
+    out = getattr(parsed, "out", None)
+    verbose = getattr(parsed, "verbose", False)
+    if not verbose and out is not None and (out / "store.json").is_file():
+        log = out / "log" / "errors.txt"
+        try:
+            log.parent.mkdir(exist_ok=True)
+            with log.open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+        except OSError:
+            return "add -v for the traceback"
+        return f"the traceback is in {log}"
+    if verbose:
+        traceback.print_exc()
+        return "this is a defect: the traceback above says where"
+    return "add -v for the traceback"
+
+
+@contextmanager
+def _stdout_for_data() -> Iterator[None]:
+    """Send what plug-ins and worker processes print to stderr: stdout carries only data."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 # -- commands ---------------------------------------------------------------------------------
@@ -99,7 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     request = _request(arguments)
     plan = build_plan(request)
-    with Progress() as progress:
+    with _stdout_for_data(), Progress() as progress:
         for warning in plan.warnings:
             progress.note(f"warning: {warning}")
         summary = execute(plan, progress)
@@ -117,24 +161,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from sfuda_bench.running.plan import build_plan
-    from sfuda_bench.settings import explain
+    from sfuda_bench.settings import DEFAULT_ORIGIN, explain
 
     request = _request(arguments)
     plan = build_plan(request)
     document = plan.to_json()
-    if arguments.explain:
-        document["settings"] = {
-            key: {"value": value, "origin": origin}
-            for key, value, origin in explain(request.settings)
-        }
+    settings = explain(request.settings)
+    document["settings"] = {
+        key: {"value": value, "origin": origin} for key, value, origin in settings
+    }
     if arguments.json:
         print(json.dumps(document))
         return 0
     for cell in plan.cells:
         note = f"  ({cell.reason})" if cell.reason else ""
         print(f"{cell.state:8}{cell.name}  {cell.protocol}  {cell.key[:16]}{note}")
-    if arguments.explain:
-        for key, value, origin in explain(request.settings):
+    for key, value, origin in settings:
+        if arguments.explain or origin != DEFAULT_ORIGIN:
             print(f"{key} = {value!r}  [{origin}]")
     counts = ", ".join(f"{document[state]} {state}" for state in ("todo", "done", "blocked"))
     seconds = document["seconds_estimate"]
@@ -257,7 +300,7 @@ def _source_train(arguments: argparse.Namespace) -> int:
     from sfuda_bench.running.plan import build_plan
 
     plan = build_plan(_request(arguments))
-    with Progress() as progress:
+    with _stdout_for_data(), Progress() as progress:
         summary = train_sources(plan, progress)
     print(json.dumps(summary.to_json()) if arguments.json else _source_text(arguments.out))
     return _SOME_FAILED if summary.failed else 0
@@ -322,7 +365,7 @@ def _request(arguments: argparse.Namespace) -> RunRequest:
     profiles = tuple(part.strip() for part in arguments.profiles.split(","))
     for profile in profiles:
         get_profile(profile)
-    if arguments.data_root is None and arguments.preset is None:
+    if arguments.data_root is None:
         print("no --data-root: the built-in synthetic domains are used", file=sys.stderr)
     return RunRequest(
         methods=methods,
@@ -414,7 +457,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_request(run)
     plan = command(commands, "plan", _plan, "show what run would compute")
     _add_request(plan)
-    plan.add_argument("--explain", action="store_true", help="where every setting came from")
+    plan.add_argument(
+        "--explain", action="store_true", help="also the settings that keep their default"
+    )
     status = command(commands, "status", _status, "show what is done, running, failed, todo")
     _add_out(status)
     listing = command(commands, "ls", _ls, "list what can be named")

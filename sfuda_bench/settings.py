@@ -16,7 +16,7 @@ from sfuda_bench.registry import did_you_mean
 from sfuda_bench.tunable import build_config, checked_values, setting
 
 _PRESETS = "sfuda_bench.presets"
-_DEFAULT = "plug-in default"
+DEFAULT_ORIGIN = "plug-in default"
 _BELOW_ONE = 0.999999  # Adam refuses a momentum of 1
 _MULTIPLE = 16  # the output stride of the networks
 
@@ -181,6 +181,7 @@ def resolve(
         )
         for method in map(METHODS.canonical, methods)
     }
+    _check_others(layers, configs)
     settings = _assemble(preset, sections, configs, origins)
     _cross_check(settings)
     return settings
@@ -189,7 +190,7 @@ def resolve(
 def explain(settings: Settings) -> list[tuple[str, Any, str]]:
     """Return (dotted key, value, origin) of every resolved value, in a fixed order."""
     return [
-        (f"{owner}.{name}", value, settings.origins.get(f"{owner}.{name}", _DEFAULT))
+        (f"{owner}.{name}", value, settings.origins.get(f"{owner}.{name}", DEFAULT_ORIGIN))
         for owner, config in _owners(settings)
         for name, value in dataclasses.asdict(config).items()
     ]
@@ -355,6 +356,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _split_override(text: str) -> tuple[str, str]:
     key, equals, value = (part.strip() for part in text.partition("="))
+    key = key.removeprefix("methods.")  # as the table is called in a TOML file
     owner, dot, name = key.partition(".")
     if not (equals and dot and owner and name and value):
         raise UsageError(
@@ -367,7 +369,7 @@ def _nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Turn dotted keys into tables; an owner that is no section is a method."""
     nested: dict[str, Any] = {}
     for key, value in flat:
-        owner, name = key.removeprefix("methods.").split(".", 1)
+        owner, name = key.split(".", 1)
         tables = nested if owner in _SECTIONS else nested.setdefault("methods", {})
         tables.setdefault(owner, {})[name] = value
     return nested
@@ -429,11 +431,26 @@ def _build(
         raise UsageError(f"{error.message} (from {origins[key]})", hint=error.hint) from error
 
 
+def _check_others(layers: Sequence[_Layer], asked: Mapping[str, Any]) -> None:
+    """Check what is set for methods that are not asked for: a mistake must not wait for them."""
+    for layer in layers:
+        for method, values in layer.methods.items():
+            if method not in asked:
+                _check_values(method, values, layer.place)
+
+
+def _check_values(method: str, values: Mapping[str, Any], place: str) -> None:
+    try:
+        checked_values(METHODS.get(method).config, values, owner=method)
+    except UsageError as error:
+        raise UsageError(f"{error.message} (from {place})", hint=error.hint) from error
+
+
 def _cross_check(settings: Settings) -> None:
     size = settings.data.image_size
     if size % _MULTIPLE:
         nearest = max(32, round(size / _MULTIPLE) * _MULTIPLE)
-        where = settings.origins.get("data.image_size", _DEFAULT)
+        where = settings.origins.get("data.image_size", DEFAULT_ORIGIN)
         raise UsageError(
             f"data.image_size = {size}: expected a multiple of {_MULTIPLE}, the network's stride "
             f"(from {where})",

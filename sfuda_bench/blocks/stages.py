@@ -52,16 +52,16 @@ def initial_labels(
         batch_size: Images per batch, which is also the scope of the prototypes.
 
     Returns:
-        ``prob`` and ``uncertainty`` (N, 2, S, S) float32; ``label``, ``prototype_class`` (q,
-        the class of the nearer prototype) and ``reliable`` (N, 2, S, S) uint8;
+        ``prob`` (N, 2, S, S) float32; ``label``, ``prototype_class`` (q, the class of the nearer
+        prototype) and ``reliable`` (N, 2, S, S) uint8;
         ``missing_prototypes`` (1,) int64, the number of (batch, structure) without a prototype.
 
     Source:
         DPL ``generate_pseudo.py`` at 634de5b and CPR's at 1fea8d4.
     """
     model = task.source_model
-    results: dict[str, list[Tensor]] = {name: [] for name in ("prob", "uncertainty")}
-    results |= {name: [] for name in ("label", "prototype_class", "reliable")}
+    names = ("prob", "label", "prototype_class", "reliable")
+    results: dict[str, list[Tensor]] = {name: [] for name in names}
     missing = 0
     for batch in task.target.batches(batch_size):
         statistics = mc_dropout_statistics(model, batch.image, passes, temperature, bn)
@@ -72,12 +72,10 @@ def initial_labels(
         prototypes = class_prototypes(
             statistics.feature, label, statistics.prob, statistics.uncertainty, eta
         )
-        agreement = class_agreement(
-            statistics.feature, prototypes, (label.shape[-2], label.shape[-1])
-        )
+        agreement = class_agreement(statistics.feature, prototypes, label.shape[-2:])
         reliable = reliable_mask(statistics.uncertainty, label, agreement, eta)
         missing += int(torch.as_tensor(prototypes.missing).sum())
-        values = (statistics.prob, statistics.uncertainty, label, agreement, reliable)
+        values = (statistics.prob, label, agreement, reliable)
         for name, value in zip(results, values, strict=True):
             small = value if value.is_floating_point() else value.to(torch.uint8)
             results[name].append(small.cpu())

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 
-from sfuda_bench.errors import SfudaError, UsageError
+from sfuda_bench.errors import DataError, SfudaError, UsageError
 from sfuda_bench.running.jobs import describe_failure
 from sfuda_bench.running.plan import (
     CellPlan,
@@ -98,8 +98,11 @@ def execute(plan: Plan, progress: ProgressSink) -> RunSummary:
 
     Raises:
         KeyboardInterrupt: After the workers are stopped; what was committed stays.
+        DataError: No cell can run, because masks that source models need are missing.
         SfudaError: A problem of the machine that no cell could survive.
     """
+    if plan.cells and all(cell.state == "blocked" for cell in plan.cells):
+        raise DataError(plan.cells[0].reason, hint="sfuda-bench data verify --data-root DIR")
     check_disk(plan)
     record_plan(plan)
     return _Engine(plan, progress).run()
