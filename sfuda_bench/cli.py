@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = f": {error.filename}" if error.filename else ""
             text = f"the disk is full{where}; what was finished is kept"
             return _explain(EnvironmentProblem(text, hint="free some space and run it again"))
-        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
-        print(f"hint: {_keep_traceback(parsed)}", file=sys.stderr)
+        note = _keep_traceback(parsed)
+        print(f"error: unexpected {type(error).__name__}: {error} ({note})", file=sys.stderr)
         return 1
 
 
@@ -115,7 +115,7 @@ def _keep_traceback(parsed: argparse.Namespace) -> str:
         return f"the traceback is in {log}"
     if verbose:
         traceback.print_exc()
-        return "this is a defect: the traceback above says where"
+        return "see the traceback above"
     return "add -v for the traceback"
 
 
@@ -127,6 +127,8 @@ def _stdout_for_data() -> Iterator[None]:
     os.dup2(2, 1)
     try:
         yield
+    except BrokenPipeError as error:  # not our reader's: nothing here writes to the real stdout
+        raise RuntimeError("the pipe to a worker process broke") from error
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)

@@ -11,6 +11,7 @@ on a test image comes back to it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -257,7 +258,8 @@ def register(
     as an oracle. A decorator may be stacked to register variants of one function.
 
     Raises:
-        UsageError: A name clash, or an unknown update, aux field or protocol.
+        UsageError: A name clash, an unknown update, aux field or protocol, or an online method
+            whose config has no ``batch_size`` (images per visit).
     """
     checks: list[tuple[Iterable[str], Iterable[str], str]] = [
         (updates, UPDATES, "update"),
@@ -268,6 +270,9 @@ def register(
         for item in given:
             if item not in known:
                 raise UsageError(f"method '{name}' names an unknown {kind} '{item}'")
+
+    if online is not None and "batch_size" not in {f.name for f in dataclasses.fields(config)}:
+        raise UsageError(f"method '{name}' works online but its config has no batch_size")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         spec = MethodSpec(

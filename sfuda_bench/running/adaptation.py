@@ -98,6 +98,7 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
     record["artefacts"] = adapted.task.used
     record["warnings"] = [str(w.message) for w in caught if w.category is MethodWarning]
     write_json(staged / "run.json", record)
+    store.keep_log(job["key"], staged)
     store.commit(staged, Path(job["cell_dir"]))
 
 
@@ -158,6 +159,7 @@ def _run_protocol(
         task._observe(0, source)
     torch.manual_seed(derive_seed(job["stream_key"], "init"))
     model = spec.adapt(task, config).eval()
+    check_finite(model)
     emit("predicting", 0, 0)
     return Adapted(model, predict(model, test.images, inference, precision), task)
 

@@ -18,8 +18,9 @@ _FOLLOWED = ("sfuda_bench.blocks", "sfuda_bench.networks")
 def code_digest(plugin: Path) -> str:
     """Return the digest of a plug-in file and of the blocks and networks that it uses."""
     total = hashlib.sha256()
-    for path in sorted(_closure(plugin)):
-        total.update(_file_digest(path).encode())
+    # Sorted by content: where the files lie (checkout or installed package) must not matter.
+    for file_digest in sorted(_file_digest(path) for path in _closure(plugin)):
+        total.update(file_digest.encode())
     return total.hexdigest()
 
 

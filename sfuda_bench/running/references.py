@@ -53,4 +53,5 @@ def compute_reference(job: dict[str, Any], store: Store, device: torch.device, e
         write_predictions(staged / "predictions" / "epoch-000", test.ids, codes)
     commit_model_and_records({**job, "keep_model": False}, network, 0, staged, store)
     write_json(staged / "run.json", run_record(started, device))
+    store.keep_log(job["key"], staged)
     store.commit(staged, Path(job["cell_dir"]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -312,6 +313,7 @@ def compute_source(job: dict[str, Any], store: Store, device: torch.device, emit
         card["test_images"] = len(test.images)
         card["test_dice"] = _by_threshold(mean_dice(network, test, device, job["precision"]))
     write_json(folder / "card.json", card)
+    store.keep_log(job["key"], folder)
     store.commit(folder, store.source(job["domain"], job["key"]))
 
 
@@ -332,7 +334,7 @@ def load_source_model(
     path = folder / "model.safetensors"
     try:
         network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise StoreSchemaError(
             f"{path}: not a readable model of network '{settings.name}' ({error})",
             hint=f"delete {folder} and run the same command again",

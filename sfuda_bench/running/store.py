@@ -103,6 +103,12 @@ class Store:
         folder.mkdir(parents=True)
         return folder
 
+    def keep_log(self, key: str, staged: Path) -> None:
+        """Copy the attempt's log beside a result; it is outside every digest."""
+        log = self.attempt(key) / "log.txt"
+        if log.is_file():
+            shutil.copyfile(log, staged / "log.txt")
+
     def commit(self, staged: Path, final: Path) -> None:
         """Move a finished folder to its place; an earlier one there is replaced."""
         for path in sorted(staged.rglob("*")):

@@ -163,7 +163,8 @@ def refuse_masks(forbidden: tuple[str, ...]) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in ("open", "os.listdir", "os.scandir", "os.rename", "os.link", "os.symlink"):
             return
-        for path in arguments[:2]:
+        # The second argument of the first three is a mode or missing, not a path.
+        for path in arguments[: 1 if event in ("open", "os.listdir", "os.scandir") else 2]:
             if isinstance(path, str | bytes | os.PathLike):
                 _check_allowed(os.path.realpath(os.fsdecode(path)), roots)
 
