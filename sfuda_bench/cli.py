@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = f": {error.filename}" if error.filename else ""
             text = f"the disk is full{where}; what was finished is kept"
             return _explain(EnvironmentProblem(text, hint="free some space and run it again"))
-        note = _keep_traceback(parsed)
-        print(f"error: unexpected {type(error).__name__}: {error} ({note})", file=sys.stderr)
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"hint: {_keep_traceback(parsed)}", file=sys.stderr)
         return 1
 
 

@@ -9,6 +9,7 @@ from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS
 from sfuda_bench.registry import did_you_mean
 
+_MOST_SEEDS = 10_000
 _HINT = "--pairs all, --pairs 'refuge_train:*', --pairs '*:drishti_gs' or --pairs a:b,c:d"
 
 
@@ -93,5 +94,7 @@ def parse_seeds(text: str, flag: str = "--seeds") -> list[int]:
         ends = (first, last if dots else first)
         if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
             raise UsageError(f"{flag} {text}: expected integers like 0,1 or 0..4", hint="0..4")
+        if int(ends[1]) - int(ends[0]) >= _MOST_SEEDS:
+            raise UsageError(f"{flag} {text}: more than {_MOST_SEEDS} seeds", hint="0..4")
         seeds += range(int(ends[0]), int(ends[1]) + 1)
     return list(dict.fromkeys(seeds))

@@ -190,9 +190,19 @@ class _Engine:
                     self._fail(job, f"its source model failed: {self.broken[job.needs]}")
                     continue
                 job.started = job.started or monotonic()
-                slot.worker = self._worker(slot, job.role)
-                slot.job = job
-                slot.worker.submit(job.payload)
+                self._submit(slot, job)
+
+    def _submit(self, slot: _Slot, job: _Job) -> None:
+        """Hand a job to the slot's worker; one that died while idle is replaced first."""
+        worker = slot.workers.get(job.role)
+        if worker is not None and not worker.process.is_alive():
+            del slot.workers[job.role]
+            worker.stop(force=True)
+        slot.worker, slot.job = self._worker(slot, job.role), job
+        try:
+            slot.worker.submit(job.payload)
+        except OSError:  # it died this instant
+            self._worker_died(slot)
 
     def _worker(self, slot: _Slot, role: str) -> Worker:
         if role not in slot.workers:
