@@ -46,13 +46,13 @@ class JobRunner:
 
         try:
             with self.store.lock(job["key"]) as attempt:
-                if self._finished(job):
-                    return "reused"
-                self._locked(job, attempt, emit)
+                reused = self._finished(job)
+                if not reused:
+                    self._locked(job, attempt, emit)
         except Busy:
             return "busy"
         shutil.rmtree(self.store.attempt(job["key"]), ignore_errors=True)
-        return "computed"
+        return "reused" if reused else "computed"
 
     def _finished(self, job: dict[str, Any]) -> bool:
         """Whether another process committed it in the meantime."""

@@ -75,8 +75,14 @@ def predict_with(
 
 
 def codes_of(logits: Tensor) -> np.ndarray[Any, Any]:
-    """Return the 8-bit codes of logits (B, 2, H, W)."""
+    """Return the 8-bit codes of logits (B, 2, H, W).
+
+    Raises:
+        FloatingPointError: A logit is NaN.
+    """
     prob = torch.sigmoid(logits.detach().float()).cpu().numpy()
+    if np.isnan(prob).any():
+        raise FloatingPointError("a predicted probability is not a number: the network diverged")
     return encode(prob)
 
 

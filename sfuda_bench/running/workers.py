@@ -98,17 +98,19 @@ def _main(connection: Connection, settings: WorkerSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        compute = _prepare(settings)
+        compute, broken = _prepare(settings), None
     except BaseException as error:
-        connection.send(_failure(error))
-        return
+        compute, broken = None, _failure(error)  # said again for every job that comes
     while True:
         try:
             job = connection.recv()
         except (EOFError, OSError):
             return
         try:
-            connection.send({"kind": "done", "status": compute(job, connection)})
+            if compute is None:
+                connection.send(broken)
+            else:
+                connection.send({"kind": "done", "status": compute(job, connection)})
         except (BrokenPipeError, KeyboardInterrupt):
             return
         except BaseException as error:
