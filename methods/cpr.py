@@ -24,7 +24,7 @@ from sfuda_bench.blocks.context_similarity import (
 )
 from sfuda_bench.blocks.losses import Reduction, confident_pixels, focal_masked_bce
 from sfuda_bench.blocks.refinement import calibrate, grid_prob, refine, upsample_refined
-from sfuda_bench.blocks.stages import initial_labels, train_on_labels, warn_about_reliability
+from sfuda_bench.blocks.stages import initial_labels, label_initially, train_on_labels
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import (
     AdaptationTask,
@@ -319,16 +319,7 @@ def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
         confident and agree with the source prototypes, last epoch. Departure: a batch without
         such pixels has loss 0 (there NaN).
     """
-    labels = task.frozen(
-        initial_labels,
-        passes=config.passes,
-        temperature=config.temperature,
-        threshold=config.initial_threshold,
-        uncertainty_threshold=config.uncertainty_threshold,
-        uncertainty_quantile_share=config.uncertainty_quantile,
-        bn=config.mc_bn,
-        batch_size=config.mc_batch,
-    )
+    labels = label_initially(task, config)
     model, prob = task.source_model, labels["prob"]
     if config.refinement or config.initial_weights == "stage2":
         head = _learn_head(task, config, labels)
@@ -344,9 +335,7 @@ def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
         keep &= confident_pixels(prob, config.low, config.high)
     if config.class_mask == "source":
         keep &= label == labels["prototype_class"].bool()
-    reliable_share = float(labels["reliable"].float().mean())
-    warn_about_reliability(reliable_share)
-    task.track(reliable_share=reliable_share, kept_share=float(keep.float().mean()))
+    task.track(kept_share=float(keep.float().mean()))
 
     def loss_of(logits: Tensor, index: Tensor) -> Tensor:
         return focal_masked_bce(

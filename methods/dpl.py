@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sfuda_bench.blocks.losses import masked_bce
-from sfuda_bench.blocks.stages import initial_labels, train_on_labels, warn_about_reliability
+from sfuda_bench.blocks.stages import initial_labels, label_initially, train_on_labels
 from sfuda_bench.methods import AdaptationTask, Photometric, register
 from sfuda_bench.tunable import setting, tunable
 
@@ -70,20 +70,8 @@ def adapt(task: AdaptationTask, config: DplConfig) -> nn.Module:
         2 epochs. Departures: the adapted network is run in ordinary eval mode; a batch without
         reliable pixels has loss 0 (there NaN); order by content instead of by file name.
     """
-    labels = task.frozen(
-        initial_labels,
-        passes=config.passes,
-        temperature=config.temperature,
-        threshold=config.initial_threshold,
-        uncertainty_threshold=config.uncertainty_threshold,
-        uncertainty_quantile_share=config.uncertainty_quantile,
-        bn=config.mc_bn,
-        batch_size=config.mc_batch,
-    )
+    labels = label_initially(task, config)
     label, reliable = labels["label"].float(), labels["reliable"].bool()
-    share = float(reliable.float().mean())
-    warn_about_reliability(share)
-    task.track(reliable_share=share)
 
     def loss_of(logits: Tensor, index: Tensor) -> Tensor:
         return masked_bce(logits, label[index], reliable[index])

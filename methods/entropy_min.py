@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from sfuda_bench.blocks.bn_training import BatchNormTrainer
 from sfuda_bench.blocks.entropy import binary_entropy, foreground_only_entropy, nested_entropy
 from sfuda_bench.methods import AdaptationTask, register
-from sfuda_bench.networks.batch_norm import (
-    estimate_statistics,
-    train_batch_norm_only,
-    use_batch_statistics,
-)
-from sfuda_bench.networks.taps import SegmentationNetwork
 from sfuda_bench.tunable import setting, tunable
 
 _ENTROPIES = {
@@ -72,47 +66,33 @@ def mean_entropy(logits: Tensor, config: EntropyMinConfig) -> Tensor:
     return (entropy * band).sum() / band.sum().clamp(min=1)
 
 
-class _Minimiser:
-    """The trainable batch norm, its optimiser, and the mode in which it normalises."""
+def _trainer(task: AdaptationTask, config: EntropyMinConfig) -> BatchNormTrainer:
+    def terms_of(logits: Tensor) -> dict[str, Tensor]:
+        entropy = mean_entropy(logits, config)
+        return {"loss": entropy, "entropy": entropy}
 
-    def __init__(self, task: AdaptationTask, config: EntropyMinConfig) -> None:
-        self.task, self.config = task, config
-        self.model: SegmentationNetwork = task.source_model
-        parameters = train_batch_norm_only(self.model)
-        self.optimizer = torch.optim.Adam(
-            parameters, lr=config.lr, betas=(config.beta1, config.beta2)
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits under the configured statistics."""
-        batch = self.config.bn_mode == "batch"
-        with use_batch_statistics(self.model, self.config.min_samples) if batch else nullcontext():
-            logits: Tensor = self.model(image)
-        return logits
-
-    @torch.enable_grad()
-    def update(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one step; return the logits before it and the loss."""
-        with self.task.autocast():
-            logits = self.forward(image)
-        loss = mean_entropy(logits, self.config)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return logits.detach(), loss.detach()
+    return BatchNormTrainer(
+        task,
+        terms_of,
+        part="bn_affine",
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        bn_mode=config.bn_mode,
+        min_samples=config.min_samples,
+    )
 
 
 def step(task: AdaptationTask, config: EntropyMinConfig) -> Callable[[Tensor], Tensor]:
     """Return Tent's online step: predict, then update (or update, then predict)."""
-    minimiser = _Minimiser(task, config)
+    trainer = _trainer(task, config)
 
     def visit(image: Tensor) -> Tensor:
         for _ in range(config.steps):
-            logits, loss = minimiser.update(image)
-            task.track(entropy=float(loss))
+            logits, terms = trainer.update(image)
+            task.track(entropy=float(terms["entropy"]))
         if config.score_output == "after":
             with torch.no_grad():
-                return minimiser.forward(image)
+                return trainer.forward(image)
         return logits
 
     return visit
@@ -137,20 +117,4 @@ def adapt(task: AdaptationTask, config: EntropyMinConfig) -> nn.Module:
         off; offline the stored statistics are re-estimated (pooled, one pass) with the adapted
         scale and shift, because the authors' code has none to fall back on.
     """
-    minimiser = _Minimiser(task, config)
-    model = minimiser.model
-
-    def images() -> Iterator[Tensor]:
-        for batch in task.target.batches(config.batch_size):
-            yield batch.image
-
-    for _ in task.epochs(config.epochs, model=model, optimizer=minimiser.optimizer):
-        total = 0.0
-        for batch in task.target.batches(config.batch_size, shuffle=True):
-            _, loss = minimiser.update(batch.image)
-            total += float(loss) * len(batch.image)
-        task.track(entropy=total / len(task.target))
-        if config.bn_mode == "batch":
-            with torch.no_grad(), task.autocast():
-                estimate_statistics(model, images, min_samples=config.min_samples)
-    return model.requires_grad_(True)
+    return _trainer(task, config).fit(epochs=config.epochs, batch_size=config.batch_size)

@@ -20,7 +20,7 @@ from sfuda_bench.blocks.prototypes import (
 )
 from sfuda_bench.blocks.pseudo_labels import mc_dropout_statistics, threshold_labels
 from sfuda_bench.errors import MethodWarning
-from sfuda_bench.methods import AdaptationTask, FrozenTask, Photometric, frozen_step
+from sfuda_bench.methods import AdaptationTask, Artefact, FrozenTask, Photometric, frozen_step
 from sfuda_bench.networks.batch_norm import freeze_batch_norm
 
 _MOST_RELIABLE, _LEAST_RELIABLE = 0.995, 0.20
@@ -83,12 +83,63 @@ def initial_labels(
     return {**tensors, "missing_prototypes": torch.tensor([missing])}
 
 
-def warn_about_reliability(share: float) -> None:
-    """Warn when the reliability mask keeps nearly everything, or little.
+class InitialLabelling(Protocol):
+    """The settings of :func:`label_initially`, as a method's config declares them."""
 
-    Args:
-        share: Share of reliable pixels, in [0, 1].
+    @property
+    def passes(self) -> int:
+        """Dropout passes T."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits whose spread is the uncertainty."""
+        ...
+
+    @property
+    def initial_threshold(self) -> float:
+        """Probability above which a pixel is foreground."""
+        ...
+
+    @property
+    def uncertainty_threshold(self) -> float:
+        """eta, the largest standard deviation of a certain pixel."""
+        ...
+
+    @property
+    def uncertainty_quantile(self) -> float | None:
+        """Share of pixels that count as certain; replaces eta when given."""
+        ...
+
+    @property
+    def mc_bn(self) -> Literal["running", "batch"]:
+        """Batch norm during the dropout passes."""
+        ...
+
+    @property
+    def mc_batch(self) -> int:
+        """Images per batch and scope of the prototypes."""
+        ...
+
+
+def label_initially(task: AdaptationTask, config: InitialLabelling) -> Artefact:
+    """Return the artefact of :func:`initial_labels` for a method's settings.
+
+    Tracks the share of reliable pixels, and warns when the reliability mask keeps nearly
+    everything or little.
     """
+    labels = task.frozen(
+        initial_labels,
+        passes=config.passes,
+        temperature=config.temperature,
+        threshold=config.initial_threshold,
+        uncertainty_threshold=config.uncertainty_threshold,
+        uncertainty_quantile_share=config.uncertainty_quantile,
+        bn=config.mc_bn,
+        batch_size=config.mc_batch,
+    )
+    share = float(labels["reliable"].float().mean())
+    task.track(reliable_share=share)
     if share > _MOST_RELIABLE or share < _LEAST_RELIABLE:
         warnings.warn(
             f"{share:.1%} of the initial labels count as reliable; the uncertainty threshold "
@@ -96,6 +147,7 @@ def warn_about_reliability(share: float) -> None:
             MethodWarning,
             stacklevel=2,
         )
+    return labels
 
 
 class SelfTraining(Protocol):
