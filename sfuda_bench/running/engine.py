@@ -211,7 +211,7 @@ class _Engine:
                 role=role,
                 out=str(request.out),
                 device=request.device,
-                threads=max(1, (os.cpu_count() or 1) // len(self.slots)),
+                threads=max(1, _cores() // len(self.slots)),
                 plugins=tuple(str(path) for path in request.plugins),
                 forbidden=tuple(str(folder) for folder in self.plan.forbidden),
             )
@@ -331,6 +331,13 @@ class _Engine:
             failed=values.count("failed"),
             out=self.plan.request.out,
         )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; a scheduler may have granted fewer than exist."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _source_id(source: SourcePlan) -> str:
