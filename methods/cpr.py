@@ -148,7 +148,7 @@ def check_grid(config: CprConfig, image_size: int) -> None:
         pair_index(side, side, config.radius, config.neighbourhood, config.border)
 
 
-@frozen_step(version=1)
+@frozen_step(version=2)
 def similarity_head(
     task: FrozenTask,
     *,

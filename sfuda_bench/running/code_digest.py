@@ -13,10 +13,20 @@ from functools import cache
 from pathlib import Path
 
 _FOLLOWED = ("sfuda_bench.blocks", "sfuda_bench.networks")
+_HARNESS = (
+    "sfuda_bench.images.augment",
+    "sfuda_bench.images.resident",
+    "sfuda_bench.networks.deeplabv3plus",
+    "sfuda_bench.running.frozen",
+    "sfuda_bench.running.predict",
+    "sfuda_bench.running.streams",
+    "sfuda_bench.running.target",
+)
+"""Modules behind every method, whatever it imports."""
 
 
 def code_digest(plugin: Path) -> str:
-    """Return the digest of a plug-in file and of the blocks and networks that it uses."""
+    """Return the digest of a plug-in file, of what it uses, and of what is behind every method."""
     total = hashlib.sha256()
     # Sorted by content: where the files lie (checkout or installed package) must not matter.
     for file_digest in sorted(_file_digest(path) for path in _closure(plugin)):
@@ -27,7 +37,7 @@ def code_digest(plugin: Path) -> str:
 def _closure(start: Path) -> set[Path]:
     """Return the file and every followed module reachable through its imports."""
     seen: set[Path] = set()
-    todo = [start]
+    todo = [start, *(path for name in _HARNESS if (path := _locate(name)) is not None)]
     while todo:
         path = todo.pop()
         if path in seen or not path.is_file():
@@ -37,6 +47,7 @@ def _closure(start: Path) -> set[Path]:
     return seen
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -56,6 +67,7 @@ def _locate(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin else None
 
 
+@cache
 def _file_digest(path: Path) -> str:
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):

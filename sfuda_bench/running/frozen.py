@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -125,7 +124,7 @@ class ArtefactCache:
             with self.store.lock(key, wait=True):
                 if not (folder / "meta.json").is_file():
                     self._compute(function, parameters, key, folder)
-            shutil.rmtree(self.store.attempt(key), ignore_errors=True)
+                self.store.clear_attempt(key)
         return FrozenArtefact(key, folder / "tensors.safetensors", self.device)
 
     def key_fields(
@@ -164,7 +163,9 @@ class ArtefactCache:
         folder: Path,
     ) -> None:
         stage = function.__name__.replace("_", " ")
-        target = self.target.with_streams(Streams(key))
+        # Variants of a step (other radius, attention, ...) see the same augmentations.
+        shared = digest({"frozen": function.__name__, **self.base})
+        target = self.target.with_streams(Streams(key, shared))
         context = FrozenContext(
             _source_model=self.source_model,
             target=target,

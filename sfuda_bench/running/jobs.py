@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -49,9 +48,9 @@ class JobRunner:
                 reused = self._finished(job)
                 if not reused:
                     self._locked(job, attempt, emit)
+                self.store.clear_attempt(job["key"])
         except Busy:
             return "busy"
-        shutil.rmtree(self.store.attempt(job["key"]), ignore_errors=True)
         return "reused" if reused else "computed"
 
     def _finished(self, job: dict[str, Any]) -> bool:

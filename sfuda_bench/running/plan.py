@@ -28,6 +28,8 @@ from sfuda_bench.scoring.profiles import get_profile
 from sfuda_bench.selectors import Pair, parse_pairs
 
 _ENGINE = "core"
+CELL_VERSION = 1
+"""Raise it when the harness itself (augmentation, packing, prediction) changes results."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,8 @@ class _Planner:
         if protocol == "offline" and not spec.oracle:
             digests["target_train"] = train.set_digest
         key_fields = self._key_fields(spec, source, protocol, seed, digests)
+        if spec.oracle:  # its model does not depend on the pair's source; its cell must
+            key_fields["pair"] = str(pair)
         key = digest(key_fields)
         folder = self.store.cell(spec.name, pair.source, pair.target, key)
         adapted_on = digests.get("target_train", test.set_digest)
@@ -345,7 +349,7 @@ class _Planner:
     ) -> dict[str, Any]:
         network = self.settings.network
         return {
-            "cell": 1,
+            "cell": CELL_VERSION,
             "method": spec.name,
             "version": spec.version,
             "config": config_json(self.settings.methods[spec.name]),

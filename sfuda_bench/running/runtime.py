@@ -48,6 +48,8 @@ def configure(threads: int) -> None:
     torch.set_num_threads(max(1, threads))
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # float32 means float32: without this, convolutions on recent cards run in TF32.
+    torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 

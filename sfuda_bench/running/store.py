@@ -84,16 +84,17 @@ class Store:
             Busy: A living process holds it and ``wait`` is false.
         """
         folder = self.attempt(key)
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _locked(folder / "lock", wait=wait)
+        while handle is None:  # its owner removed the folder while we waited: take the new one
+            handle = _locked(folder / "lock", wait=wait)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise Busy(key) from error
             yield folder
         finally:
             os.close(handle)
+
+    def clear_attempt(self, key: str) -> None:
+        """Remove the attempt folder of a finished key; call it while holding its lock."""
+        shutil.rmtree(self.attempt(key), ignore_errors=True)
 
     def staging(self, key: str, name: str) -> Path:
         """Return an empty folder to build ``name`` in, next to the lock of ``key``."""
@@ -124,6 +125,26 @@ class Store:
         else:
             staged.rename(final)
         _fsync(final.parent)
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    """Open and lock a lock file; ``None`` when the file is no longer the one at ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.fstat(handle).st_ino == path.stat().st_ino:
+            return handle
+    except BlockingIOError as error:
+        os.close(handle)
+        raise Busy(path.parent.name) from error
+    except FileNotFoundError:
+        pass
+    os.close(handle)
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

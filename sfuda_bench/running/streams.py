@@ -15,12 +15,14 @@ class Streams:
     """The random streams of one adaptation or frozen step.
 
     Args:
-        key: What the streams depend on. Methods that share it see the same orders and
-            augmentations, whatever else they draw.
+        key: What dropout and initialisation depend on.
+        shared: What orders and augmentations depend on; ``key`` when not given. Whatever shares
+            it sees the same images in the same order, whatever else it draws.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, shared: str | None = None) -> None:
         self._key = key
+        self._shared = shared or key
         self._epoch = 0
         self._calls: Counter[str] = Counter()
 
@@ -34,10 +36,10 @@ class Streams:
         torch.manual_seed(derive_seed(self._key, "dropout", epoch))
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return a fresh generator of the stream ``name`` in this epoch."""
+        """Return a fresh generator of ``order`` or ``augment`` in this epoch."""
         self._calls[name] += 1
         generator = torch.Generator(device=device)
-        generator.manual_seed(derive_seed(self._key, name, self._epoch, self._calls[name]))
+        generator.manual_seed(derive_seed(self._shared, name, self._epoch, self._calls[name]))
         return generator
 
 

@@ -78,6 +78,8 @@ class _worker_environment:  # noqa: N801  # reads as the context manager that it
     def __init__(self, threads: int) -> None:
         count = str(max(1, threads))
         self._values = {"OMP_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE"}
+        # What CUDA needs for repeatable matrix products.
+        self._values["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         self._before: dict[str, str | None] = {}
 
     def __enter__(self) -> None:
