@@ -24,7 +24,12 @@ from sfuda_bench.blocks.context_similarity import (
 )
 from sfuda_bench.blocks.losses import Reduction, confident_pixels, focal_masked_bce
 from sfuda_bench.blocks.refinement import calibrate, grid_prob, refine, upsample_refined
-from sfuda_bench.blocks.stages import initial_labels, label_initially, train_on_labels
+from sfuda_bench.blocks.stages import (
+    check_labelling,
+    initial_labels,
+    label_initially,
+    train_on_labels,
+)
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import (
     AdaptationTask,
@@ -37,7 +42,7 @@ from sfuda_bench.methods import (
 from sfuda_bench.networks.batch_norm import enable_dropout
 from sfuda_bench.networks.similarity_head import SimilarityHead
 from sfuda_bench.networks.taps import SegmentationNetwork
-from sfuda_bench.tunable import setting, tunable
+from sfuda_bench.tunable import BELOW_ONE, setting, tunable
 
 _STRIDE = 16  # pixels of the model input per cell of the context map
 
@@ -92,7 +97,7 @@ class CprConfig:
     passes: int = setting(100, 2, 1000, symbol="T")
     temperature: float = setting(2.0, 0.1, 100.0)
     uncertainty_threshold: float = setting(0.05, 0.0, 0.5, symbol="eta")
-    uncertainty_quantile: float | None = setting(None, 0.0, 1.0)
+    uncertainty_quantile: float | None = setting(None, 1e-6, 1.0)
     initial_threshold: float = setting(0.75, 0.0, 1.0)
     mc_bn: Literal["running", "batch"] = "running"
     mc_batch: int = setting(4, 1, 1024)
@@ -126,8 +131,8 @@ class CprConfig:
     augment: Photometric = "dpl"
     initial_weights: Literal["stage2", "source"] = "stage2"
     bn_stats: Literal["target", "frozen_source"] = "target"
-    beta1: float = setting(0.9, 0.0, 1.0)
-    beta2: float = setting(0.99, 0.0, 1.0)
+    beta1: float = setting(0.9, 0.0, BELOW_ONE)
+    beta2: float = setting(0.99, 0.0, BELOW_ONE)
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -143,9 +148,15 @@ class CprCbamConfig(CprConfig):
 
 def check_grid(config: CprConfig, image_size: int) -> None:
     """Refuse a radius that leaves no pairs on the context map of this image size."""
+    check_labelling(config, "cpr")
     for scale in {1.0, config.refine_scale}:
         side = _rescaled_side(image_size, scale) // _STRIDE
-        pair_index(side, side, config.radius, config.neighbourhood, config.border)
+        try:
+            pair_index(side, side, config.radius, config.neighbourhood, config.border)
+        except UsageError as error:
+            raise UsageError(
+                f"cpr.radius = {config.radius} at {image_size} px: {error.message}", hint=error.hint
+            ) from error
 
 
 @frozen_step(version=2)

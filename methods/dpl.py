@@ -8,14 +8,19 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sfuda_bench.blocks.losses import masked_bce
-from sfuda_bench.blocks.stages import initial_labels, label_initially, train_on_labels
+from sfuda_bench.blocks.stages import (
+    check_labelling,
+    initial_labels,
+    label_initially,
+    train_on_labels,
+)
 from sfuda_bench.methods import AdaptationTask, Photometric, register
-from sfuda_bench.tunable import setting, tunable
+from sfuda_bench.tunable import BELOW_ONE, setting, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
 class DplConfig:
-    """Settings of DPL with clean scoring; the defaults are the released code's training values.
+    """Settings of DPL with clean scoring: the released training, running statistics elsewhere.
 
     Attributes:
         passes: Dropout passes T.
@@ -38,7 +43,7 @@ class DplConfig:
     passes: int = setting(10, 2, 1000, symbol="T")
     temperature: float = setting(2.0, 0.1, 100.0)
     uncertainty_threshold: float = tunable(0.05, 0.0, 0.5, symbol="eta")
-    uncertainty_quantile: float | None = setting(None, 0.0, 1.0)
+    uncertainty_quantile: float | None = setting(None, 1e-6, 1.0)
     initial_threshold: float = tunable(0.75, 0.0, 1.0, symbol="gamma")
     mc_bn: Literal["running", "batch"] = "running"
     mc_batch: int = setting(8, 1, 1024)
@@ -48,8 +53,8 @@ class DplConfig:
     shuffle: bool = False
     augment: Photometric = "dpl"
     bn_stats: Literal["target", "frozen_source"] = "target"
-    beta1: float = setting(0.9, 0.0, 1.0)
-    beta2: float = setting(0.99, 0.0, 1.0)
+    beta1: float = setting(0.9, 0.0, BELOW_ONE)
+    beta2: float = setting(0.99, 0.0, BELOW_ONE)
 
 
 @register(
@@ -61,6 +66,7 @@ class DplConfig:
     title="DPL",
     source="Chen et al., Denoised Pseudo-Labeling, MICCAI 2021; cchen-cc/SFDA-DPL@634de5b",
     frozen_steps=(initial_labels,),
+    check=lambda config, image_size: check_labelling(config, "dpl"),
 )
 def adapt(task: AdaptationTask, config: DplConfig) -> nn.Module:
     """Train the whole network on the reliable pixels of fixed pseudo-labels.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfuda_bench.blocks.bn_training import BatchNormTrainer
 from sfuda_bench.blocks.entropy import binary_entropy, foreground_only_entropy, nested_entropy
 from sfuda_bench.methods import AdaptationTask, register
-from sfuda_bench.tunable import setting, tunable
+from sfuda_bench.tunable import BELOW_ONE, setting, tunable
 
 _ENTROPIES = {
     "bernoulli": binary_entropy,
@@ -49,8 +49,8 @@ class EntropyMinConfig:
     region: Literal["all", "band"] = "all"
     score_output: Literal["before", "after"] = "before"
     min_samples: int = setting(32, 2, 1_000_000)
-    beta1: float = setting(0.9, 0.0, 1.0)
-    beta2: float = setting(0.999, 0.0, 1.0)
+    beta1: float = setting(0.9, 0.0, BELOW_ONE)
+    beta2: float = setting(0.999, 0.0, BELOW_ONE)
 
 
 def mean_entropy(logits: Tensor, config: EntropyMinConfig) -> Tensor:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS
 from sfuda_bench.registry import did_you_mean
-from sfuda_bench.tunable import build_config, checked_values, setting
+from sfuda_bench.tunable import BELOW_ONE, build_config, checked_values, setting
 
 _PRESETS = "sfuda_bench.presets"
 DEFAULT_ORIGIN = "plug-in default"
-_BELOW_ONE = 0.999999  # Adam refuses a momentum of 1
+DEFAULT_NETWORK = "deeplabv3plus"
 _MULTIPLE = 16  # the output stride of the networks
 
 
@@ -38,7 +38,7 @@ class DataSettings:
 class NetworkSettings:
     """Which network, and what its encoder starts from (none, imagenet or a file)."""
 
-    name: str = "deeplabv3plus"
+    name: str = DEFAULT_NETWORK
     encoder: str = "mobilenet_v2"
     encoder_weights: str = "none"
 
@@ -72,8 +72,8 @@ class SourceRecipe:
     lr: float = setting(1e-3, 0.0, 1.0)
     lr_drop_epoch: int = setting(100, 0, 100_000)
     lr_drop_factor: float = setting(0.2, 0.0, 1.0)
-    beta1: float = setting(0.9, 0.0, _BELOW_ONE)
-    beta2: float = setting(0.99, 0.0, _BELOW_ONE)
+    beta1: float = setting(0.9, 0.0, BELOW_ONE)
+    beta2: float = setting(0.99, 0.0, BELOW_ONE)
     augment: Literal["none", "flip", "dpl"] = "dpl"
     train_scale: float = setting(1.0, 1.0, 4.0)
     validation_fraction: float = setting(0.15, 0.01, 0.5)
@@ -447,6 +447,11 @@ def _check_values(method: str, values: Mapping[str, Any], place: str) -> None:
 
 
 def _cross_check(settings: Settings) -> None:
+    if not settings.inference.pooling_bn and settings.network.name == DEFAULT_NETWORK:
+        raise UsageError(
+            f"inference.pooling_bn = false: network '{DEFAULT_NETWORK}' has no such switch",
+            hint="leave inference.pooling_bn at true",
+        )
     size = settings.data.image_size
     if size % _MULTIPLE:
         nearest = max(32, round(size / _MULTIPLE) * _MULTIPLE)

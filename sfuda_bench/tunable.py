@@ -16,6 +16,9 @@ from sfuda_bench.registry import did_you_mean
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+BELOW_ONE = 0.999999
+"""Largest momentum: Adam refuses 1."""
+
 _KEY = "sfuda_bench"
 C = TypeVar("C")
 

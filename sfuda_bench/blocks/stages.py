@@ -19,7 +19,7 @@ from sfuda_bench.blocks.prototypes import (
     uncertainty_quantile,
 )
 from sfuda_bench.blocks.pseudo_labels import mc_dropout_statistics, threshold_labels
-from sfuda_bench.errors import MethodWarning
+from sfuda_bench.errors import MethodWarning, UsageError
 from sfuda_bench.methods import AdaptationTask, Artefact, FrozenTask, Photometric, frozen_step
 from sfuda_bench.networks.batch_norm import freeze_batch_norm
 
@@ -120,6 +120,20 @@ class InitialLabelling(Protocol):
     def mc_batch(self) -> int:
         """Images per batch and scope of the prototypes."""
         ...
+
+
+def check_labelling(config: InitialLabelling, owner: str) -> None:
+    """Refuse dropout passes that would normalise a single image by itself.
+
+    Raises:
+        UsageError: ``mc_bn = batch`` with ``mc_batch = 1``.
+    """
+    if config.mc_bn == "batch" and config.mc_batch == 1:
+        raise UsageError(
+            f"{owner}.mc_bn = batch with {owner}.mc_batch = 1: the pooling branch cannot normalise "
+            "a single image by itself",
+            hint=f"--set {owner}.mc_batch=4, or {owner}.mc_bn=running",
+        )
 
 
 def label_initially(task: AdaptationTask, config: InitialLabelling) -> Artefact:

@@ -181,6 +181,15 @@ def find_domains(root: Path) -> dict[str, Domain]:
     Raises:
         DataError: The root or an image folder is missing or empty, or two folders are one domain.
     """
+    return {name: read_domain(folder) for name, folder in domain_index(root).items()}
+
+
+def domain_index(root: Path) -> dict[str, Path]:
+    """Return the folder of every domain below ``root`` by canonical name, sorted.
+
+    Raises:
+        DataError: The root is missing or holds no domain, or two folders are one domain.
+    """
     folders: dict[str, Path] = {}
     for folder in domain_folders(root):
         name = folder_domain(folder)
@@ -191,7 +200,7 @@ def find_domains(root: Path) -> dict[str, Domain]:
                 hint="keep one of them",
             )
         folders[name] = folder
-    return {name: read_domain(folders[name]) for name in sorted(folders)}
+    return dict(sorted(folders.items()))
 
 
 def domain_folders(root: Path) -> list[Path]:

@@ -44,6 +44,7 @@ from sfuda_bench.images.decode import (
 )
 
 PACK_VERSION = 1
+_INDEX_VERSION = 2
 
 _LISTED = 5  # file names spelled out in one message
 
@@ -158,7 +159,7 @@ def pack_masks(
         split: The split.
         size: Side of the packed masks, px.
         folder: Pack folder, created when missing.
-        optional: Return ``None`` when a mask is missing instead of raising.
+        optional: Return ``None`` when the split has no mask at all instead of raising.
 
     Raises:
         DataError: A mask is missing, cannot be read, or differs in size from its image.
@@ -270,30 +271,31 @@ class _Index:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             self.entries: dict[str, list[Any]] = content["files"]
-            if content["version"] != PACK_VERSION:
+            if content["version"] != _INDEX_VERSION:
                 self.entries = {}
         except (OSError, ValueError, KeyError, TypeError):
             self.entries = {}  # only a shortcut: without it files are decoded again
 
     def get(self, path: Path) -> _Item | None:
         entry = self.entries.get(str(path.absolute()))
-        if entry is None or entry[:2] != self._stamp(path):
+        if entry is None or entry[:-3] != self._stamp(path):
             return None
-        return _Item(entry[2], (entry[3], entry[4]))
+        return _Item(entry[-3], (entry[-2], entry[-1]))
 
     def update(self, items: dict[Path, _Item]) -> None:
         for path, item in items.items():
             entry = [*self._stamp(path), item.digest, *item.native_size]
             self.entries[str(path.absolute())] = entry
-        _write_json(self.path, {"version": PACK_VERSION, "files": self.entries})
+        _write_json(self.path, {"version": _INDEX_VERSION, "files": self.entries})
 
     @staticmethod
     def _stamp(path: Path) -> list[int]:
         try:
             status = path.stat()
         except OSError:
-            return [-1, -1]  # gone: the decoder says so by name
-        return [status.st_size, status.st_mtime_ns]
+            return [-1]  # gone: the decoder says so by name
+        # Two files that swap names keep size and time of change of their contents.
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 _Native = tuple[str, tuple[int, int], npt.NDArray[Any]]
@@ -357,7 +359,7 @@ def _mask_paths(split: Split, *, optional: bool) -> list[Path] | None:
     paths = [sample.mask for sample in split.samples if sample.mask is not None]
     if len(paths) == len(split.samples):
         return paths
-    if optional:
+    if optional and not paths:
         return None
     missing = [sample.image for sample in split.samples if sample.mask is None]
     listed = ", ".join(str(path) for path in missing[:_LISTED])

@@ -167,7 +167,7 @@ def _check_mask(path: Path, image_size: tuple[int, int] | None) -> list[Finding]
         listed = ", ".join(str(value) for value in stray[:_LISTED])
         share = float(np.isin(levels, stray).mean())
         message = f"stray values {listed} in {share:.2%} of the pixels; expected 0, 128, 255"
-        findings.append(Finding("warning", path, message))
+        findings.append(Finding("error", path, message))
     findings += [Finding("warning", path, message) for message in _check_anatomy(levels)]
     return findings
 

@@ -6,6 +6,7 @@ Runs in the adapt worker, which is given images only.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,6 +38,8 @@ from sfuda_bench.running.target import TargetImages
 from sfuda_bench.running.task import Task, check_finite
 from sfuda_bench.settings import Inference, NetworkSettings
 from sfuda_bench.tunable import build_config
+
+_log = logging.getLogger(__name__)
 
 Emit = Callable[[str, int, int], None]
 
@@ -97,6 +100,8 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
     record = run_record(started, device)
     record["artefacts"] = adapted.task.used
     record["warnings"] = [str(w.message) for w in caught if w.category is MethodWarning]
+    for warning in caught:
+        _log.warning("%s: %s", warning.category.__name__, warning.message)
     write_json(staged / "run.json", record)
     store.keep_log(job["key"], staged)
     store.commit(staged, Path(job["cell_dir"]))

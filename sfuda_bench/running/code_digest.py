@@ -43,14 +43,18 @@ def _closure(start: Path) -> set[Path]:
         if path in seen or not path.is_file():
             continue
         seen.add(path)
-        todo += [found for name in _imports(path) if (found := _locate(name)) is not None]
+        todo += [
+            found
+            for name in _imports(path.read_text("utf-8"))
+            if (found := _locate(name)) is not None
+        ]
     return seen
 
 
 @cache
-def _imports(path: Path) -> set[str]:
+def _imports(text: str) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
@@ -67,9 +71,13 @@ def _locate(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin else None
 
 
-@cache
 def _file_digest(path: Path) -> str:
-    tree = ast.parse(path.read_text("utf-8"))
+    return _text_digest(path.read_text("utf-8"))
+
+
+@cache
+def _text_digest(text: str) -> str:
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [item for item in node.body if not _is_docstring(item)] or [ast.Pass()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 
-from sfuda_bench.errors import DataError, SfudaError, UsageError
+from sfuda_bench.errors import DataError, EnvironmentProblem
 from sfuda_bench.running.jobs import describe_failure
 from sfuda_bench.running.plan import (
     CellPlan,
@@ -99,7 +99,7 @@ def execute(plan: Plan, progress: ProgressSink) -> RunSummary:
     Raises:
         KeyboardInterrupt: After the workers are stopped; what was committed stays.
         DataError: No cell can run, because masks that source models need are missing.
-        SfudaError: A problem of the machine that no cell could survive.
+        EnvironmentProblem: A problem of the machine that no cell could survive.
     """
     if plan.cells and all(cell.state == "blocked" for cell in plan.cells):
         raise DataError(plan.cells[0].reason, hint="sfuda-bench data verify --data-root DIR")
@@ -273,8 +273,8 @@ class _Engine:
             text = f"{message['class']}: {text}"
         if message["hint"]:
             text = f"{text} ({message['hint']})"
-        if message["exit_code"] == 5 and job.payload["kind"] == "source":
-            raise _as_error(message)
+        if message["exit_code"] == EnvironmentProblem.exit_code:
+            raise EnvironmentProblem(message["message"], hint=message["hint"])
         self._fail(job, text)
 
     def _fail(self, job: _Job, text: str) -> None:
@@ -346,12 +346,6 @@ def _source_id(source: SourcePlan) -> str:
 
 def _source_job(source: SourcePlan) -> _Job:
     return _Job(_source_id(source), "label", dict(source.job))
-
-
-def _as_error(message: Mapping[str, Any]) -> SfudaError:
-    error = UsageError(message["message"], hint=message["hint"])
-    error.exit_code = message["exit_code"]
-    return error
 
 
 def train_sources(plan: Plan, progress: ProgressSink) -> RunSummary:

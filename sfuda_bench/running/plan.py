@@ -12,8 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sfuda_bench.datasets import Domain, canonical_name, find_domains, materialise_synthetic
-from sfuda_bench.errors import DataError, EnvironmentProblem, UsageError
+from sfuda_bench.datasets import (
+    Domain,
+    canonical_name,
+    domain_index,
+    materialise_synthetic,
+    read_domain,
+)
+from sfuda_bench.errors import EnvironmentProblem, UsageError
 from sfuda_bench.images.packed import PackedImages, PackedMasks, pack_images, pack_masks
 from sfuda_bench.methods import METHODS, MethodSpec
 from sfuda_bench.networks.registry import NETWORKS
@@ -164,7 +170,8 @@ class _Planner:
         self.settings = request.settings
         self.store = store
         self.precision = _precision(request)
-        self.domains = _domains(request, store)
+        self.folders = _domain_folders(request, store)
+        self._domains: dict[str, Domain] = {}
         self.profiles = [get_profile(name) for name in request.profiles]
         self._images: dict[tuple[str, str, int], PackedImages] = {}
         self._masks: dict[tuple[str, str, int], PackedMasks | None] = {}
@@ -175,7 +182,7 @@ class _Planner:
             spec = METHODS.get(method)
             if spec.check is not None:
                 spec.check(self.settings.methods[method], self.settings.data.image_size)
-        pairs = parse_pairs(self.request.pairs, list(self.domains), canonical_name)
+        pairs = parse_pairs(self.request.pairs, list(self.folders), canonical_name)
         cells = [
             self.cell(METHODS.get(method), pair, source_seed, seed)
             for pair in pairs
@@ -187,35 +194,30 @@ class _Planner:
         plan = Plan(self.request, self.store, cells, sources)
         plan.disk_bytes = self._disk_bytes(cells)
         plan.seconds_estimate = self._estimate(cells)
-        plan.forbidden = self._forbidden()
+        packed = self.store.packed
+        plan.forbidden = (packed / "masks", packed / "names", *self.folders.values())
         plan.warnings = sorted({warning for cell in cells for warning in cell.warnings})
         return plan
 
-    def _forbidden(self) -> tuple[Path, ...]:
-        files = [
-            path
-            for domain in self.domains.values()
-            for split in (domain.train, domain.test)
-            for sample in split.samples
-            for path in (sample.image, sample.mask)
-            if path is not None
-        ]
-        packed = self.store.packed
-        return (packed / "masks", packed / "names", *sorted({path.parent for path in files}))
+    def domain(self, name: str) -> Domain:
+        """Return a domain, read when the first pair needs it: others may be incomplete."""
+        if name not in self._domains:
+            self._domains[name] = read_domain(self.folders[name])
+        return self._domains[name]
 
     # -- packed splits ----------------------------------------------------------------------
 
     def images(self, domain: str, split: str, size: int) -> PackedImages:
         at = (domain, split, size)
         if at not in self._images:
-            chosen = self.domains[domain].split(split)
+            chosen = self.domain(domain).split(split)
             self._images[at] = pack_images(chosen, size, self.store.packed)
         return self._images[at]
 
     def masks(self, domain: str, split: str, size: int) -> PackedMasks | None:
         at = (domain, split, size)
         if at not in self._masks:
-            chosen = self.domains[domain].split(split)
+            chosen = self.domain(domain).split(split)
             self._masks[at] = pack_masks(chosen, size, self.store.packed, optional=True)
         return self._masks[at]
 
@@ -375,7 +377,7 @@ class _Planner:
         digests: Mapping[str, str],
     ) -> dict[str, Any]:
         """Return the planned part of ``cell.json``."""
-        ends = (self.domains[pair.source], self.domains[pair.target])
+        ends = (self.domain(pair.source), self.domain(pair.target))
         return {
             "schema": SCHEMA,
             "key": key,
@@ -439,12 +441,14 @@ class _Planner:
             "ids": list(test.ids),
             "digest": pairing,
         }
+        tracked = self.request.track or _is_tracked(folder)
+        average_last = self.request.average_last if tracked else None
         jobs = []
         for profile in self.profiles:
             jobs.append(
                 {
                     "kind": "score",
-                    "key": score_key(key, pairing, profile, _ENGINE),
+                    "key": score_key(key, pairing, profile, _ENGINE, average_last),
                     "cell_dir": str(folder),
                     "profile": profile.name,
                     "engine": _ENGINE,
@@ -457,13 +461,19 @@ class _Planner:
     # -- estimates --------------------------------------------------------------------------
 
     def _disk_bytes(self, cells: list[CellPlan]) -> int:
-        """Guess from the stored cells; 25 MB a cell (model and predictions) when there are none."""
-        todo = sum(cell.state == "todo" for cell in cells)
+        """Guess from stored cells, or 25 MB a cell (model, predictions), plus what steps freeze."""
+        todo = [cell for cell in cells if cell.state == "todo"]
         sizes = [
             sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file())
             for folder in list(self.store.root.glob("cells/*/*/*/cell.json"))[:20]
         ]
-        return int(todo * (median(sizes) if sizes else 25e6))
+        frozen = sum(len(METHODS.get(c.method).frozen_steps) * self._label_bytes(c) for c in todo)
+        return int(len(todo) * (median(sizes) if sizes else 25e6) + frozen)
+
+    def _label_bytes(self, cell: CellPlan) -> int:
+        """Bytes of one float32 map per structure over the target's ``train`` images."""
+        size = self.settings.data.image_size
+        return 8 * len(self.images(cell.pair.target, "train", size)) * size * size
 
     def _estimate(self, cells: list[CellPlan]) -> float | None:
         times: dict[str, list[float]] = {}
@@ -475,6 +485,11 @@ class _Planner:
         if not todo or any(method not in times for method in todo):
             return None
         return sum(median(times[method]) for method in todo) / max(1, self.request.jobs)
+
+
+def _is_tracked(folder: Path) -> bool:
+    stored = folder / "cell.json"
+    return stored.is_file() and bool(read_json(stored)["tracked"])
 
 
 def scoring_todo(cell: CellPlan) -> list[Mapping[str, Any]]:
@@ -518,17 +533,13 @@ def _shared(key_fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: key_fields[name] for name in kept}
 
 
-def _domains(request: RunRequest, store: Store) -> dict[str, Domain]:
+def _domain_folders(request: RunRequest, store: Store) -> dict[str, Path]:
+    """Return the domains' folders by name; without a data root the synthetic ones are drawn."""
     if request.data_root is not None:
-        if not request.data_root.is_dir():
-            raise DataError(
-                f"--data-root {request.data_root}: no such folder",
-                hint="sfuda-bench data verify --data-root DIR",
-            )
-        return find_domains(request.data_root)
+        return domain_index(request.data_root)
     root = store.root / "synthetic"
     materialise_synthetic(root)
-    return find_domains(root)
+    return domain_index(root)
 
 
 def _precision(request: RunRequest) -> str:

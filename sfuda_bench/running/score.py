@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sfuda_bench.frames import frame_digest, write_parquet
+from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.frames import frame_digest, read_parquet, write_parquet
 from sfuda_bench.running.keys import digest
 from sfuda_bench.running.predict import read_predictions
 from sfuda_bench.running.store import read_json, write_json
@@ -25,22 +26,40 @@ from sfuda_bench.scoring.scorer import (
 _IDENTITY = ("method", "source", "target", "source_seed", "seed")
 
 
-def score_key(cell_key: str, mask_digest: str, profile: Profile, engine: str) -> str:
-    """Return the key of one scoring: the cell, the masks, the profile and the scorer."""
-    fields = {
+def score_key(
+    cell_key: str, mask_digest: str, profile: Profile, engine: str, average_last: int | None
+) -> str:
+    """Return the key of one scoring: the cell, the masks, the profile and the scorer.
+
+    ``average_last`` is ``None`` for a cell without tracked epochs, where it means nothing.
+    """
+    fields: dict[str, Any] = {
         "cell": cell_key,
         "masks": mask_digest,
         "profile": profile.digest_fields(),
         "scorer": SCORER_VERSION,
         "engine": engine,
     }
+    if average_last is not None:
+        fields["average_last"] = average_last
     return digest(fields)
 
 
 def needs_scoring(cell_dir: Path, key: str, profile: str) -> bool:
     """Whether the stored scores of a profile are missing or were made another way."""
     record = cell_dir / f"scores-{profile}.json"
-    return not record.is_file() or read_json(record).get("score_key") != key
+    if not record.is_file() or read_json(record).get("score_key") != key:
+        return True
+    frames = [cell_dir / f"{name}-{profile}.parquet" for name in ("cases", "eyes")]
+    return not all(_readable(frame) for frame in frames)
+
+
+def _readable(frame: Path) -> bool:
+    try:
+        read_parquet(frame)
+    except StoreSchemaError:
+        return False
+    return True
 
 
 def score_cell(job: Mapping[str, Any]) -> None:
@@ -77,6 +96,7 @@ def score_cell(job: Mapping[str, Any]) -> None:
     write_parquet(all_cases, cell_dir / f"cases-{profile.name}.parquet")
     write_parquet(all_eyes, cell_dir / f"eyes-{profile.name}.parquet")
     mask_digest = job["masks"]["digest"]
+    average_last = job["average_last"] if cell["tracked"] else None
     record = {
         "profile": profile.name,
         "profile_fields": profile.digest_fields(),
@@ -84,7 +104,8 @@ def score_cell(job: Mapping[str, Any]) -> None:
         "engine": job["engine"],
         "evaluation_grid": int(masks.shape[-1]),
         "mask_digest": mask_digest,
-        "score_key": score_key(cell["key"], mask_digest, profile, job["engine"]),
+        "average_last": average_last,
+        "score_key": score_key(cell["key"], mask_digest, profile, job["engine"], average_last),
         "digest": frame_digest(all_cases),
     }
     write_json(cell_dir / f"scores-{profile.name}.json", record)

@@ -6,6 +6,7 @@ through the pipe, and lives until the parent closes the pipe.
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from sfuda_bench.errors import SfudaError
+from sfuda_bench.errors import EnvironmentProblem, SfudaError
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ def _end_with_parent() -> None:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = EnvironmentProblem(
+            f"the disk is full: {error}", hint="free some space and run the same command again"
+        )
     known = isinstance(error, SfudaError)
     return {
         "kind": "failed",

@@ -191,7 +191,10 @@ def test_missing_masks_are_listed_or_optional(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"7 of 8 images.*b\.png.* and 2 more"):
         pack_masks(split, 8, tmp_path)
-    assert pack_masks(split, 8, tmp_path, optional=True) is None
+    with pytest.raises(DataError, match=r"7 of 8 images"):  # some are there: the rest is missing
+        pack_masks(split, 8, tmp_path, optional=True)
+    bare = without_masks(split, lambda sample: False)
+    assert pack_masks(bare, 8, tmp_path, optional=True) is None
 
 
 def test_a_mask_of_another_size_is_refused_by_name(tmp_path: Path) -> None:

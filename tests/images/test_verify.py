@@ -122,7 +122,7 @@ def ambiguous(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "severity", "message"),
     [
-        (stray, "warning", "stray values 240"),
+        (stray, "error", "stray values 240"),
         (touching, "warning", "px of the cup reach the edge of the disc"),
         (missing_one, "error", "missing mask"),
         (missing_all, "warning", "no masks"),
@@ -157,7 +157,7 @@ def test_all_problems_are_listed_errors_first(root: Path) -> None:
     for spoil in (stray, orphan, duplicate_across):
         spoil(root)
     findings = verify(root)
-    assert [finding.severity for finding in findings] == ["error", "error", "warning"]
+    assert [finding.severity for finding in findings] == ["error", "error", "error"]
     assert all(isinstance(finding, Finding) for finding in findings)
 
 
