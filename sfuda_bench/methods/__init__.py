@@ -156,12 +156,12 @@ class AdaptationTask(Protocol):
         ...
 
     def epochs(self, count: int, *, model: nn.Module, optimizer: Any = None) -> Iterable[int]:
-        """Yield 1..count; the harness seeds, records and may stop between epochs.
+        """Yield 1..count (a second call goes on counting); the harness seeds and records.
 
         Args:
             count: Number of epochs.
             model: The network being adapted; it is observed at each epoch's end.
-            optimizer: Its state is checkpointed with the model.
+            optimizer: Its optimiser, for checkpoints; a killed cell starts over so far.
         """
         ...
 

@@ -263,8 +263,9 @@ class _Engine:
             worker.stop(force=True)
             if job is not None:
                 error = RuntimeError(f"the worker process died (exit code {code})")
-                attempt = self.plan.store.attempt(job.payload["key"])
-                write_json(attempt / "error.json", describe_failure(job.payload, error))
+                if job.payload["kind"] != "score":
+                    attempt = self.plan.store.attempt(job.payload["key"])
+                    write_json(attempt / "error.json", describe_failure(job.payload, error))
                 self._fail(job, str(error))
 
     def _failed_in_worker(self, job: _Job, message: Mapping[str, Any]) -> None:

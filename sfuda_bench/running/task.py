@@ -68,7 +68,7 @@ class Task:
     def epochs(
         self, count: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> Iterator[int]:
-        """Yield 1..count; streams are seeded per epoch, and each epoch's end is observed.
+        """Yield 1..count (a second call goes on counting); each epoch is seeded and observed.
 
         Raises:
             FloatingPointError: A weight or buffer of ``model`` is no longer finite.
