@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sfuda_bench.errors import EnvironmentProblem, SfudaError, UsageError
+from sfuda_bench.errors import CheckFailed, EnvironmentProblem, SfudaError, UsageError
 from sfuda_bench.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -181,6 +181,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     for key, value, origin in settings:
         if arguments.explain or origin != DEFAULT_ORIGIN:
             print(f"{key} = {value!r}  [{origin}]")
+    for warning in document["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     counts = ", ".join(f"{document[state]} {state}" for state in ("todo", "done", "blocked"))
     seconds = document["seconds_estimate"]
     time = "unknown until a cell is stored" if seconds is None else f"about {seconds / 60:.0f} min"
@@ -280,19 +282,100 @@ _LISTS = {
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.extra import write_extra_tables
+
     paths = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
+    paths += write_extra_tables(arguments.out, arguments.selection)
+    drawn = _drawn(arguments)
     if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "tables": [str(path) for path in paths]}))
+        written = {"tables": paths, **drawn}
+        names = {kind: [str(path) for path in found] for kind, found in written.items()}
+        print(json.dumps({"out": str(arguments.out), **names}))
     return 0
+
+
+def _drawn(arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """Write the figures and the page that were asked for; the page needs the figures."""
+    from sfuda_bench.report.figures import write_figures
+    from sfuda_bench.report.html import write_html
+
+    def note(name: str) -> None:
+        print(f"drawing {name}", file=sys.stderr)
+
+    if arguments.html:
+        page = write_html(arguments.out, arguments.selection, note)
+        print(f"page: {page}", file=sys.stderr)
+        return {"html": [page]}
+    if arguments.figures:
+        return {"figures": write_figures(arguments.out, arguments.selection, note=note)}
+    return {}
 
 
 def _rescore(arguments: argparse.Namespace) -> int:
     from sfuda_bench.running.rescore import rescore
 
+    if arguments.thresholds:
+        return _rescore_thresholds(arguments)
     cells = rescore(arguments.out, arguments.profile, arguments.engine, jobs=arguments.jobs)
     _tables(arguments.out, "last", [arguments.profile], show=not arguments.json)
     if arguments.json:
         print(json.dumps({"out": str(arguments.out), "rescored": cells}))
+    return 0
+
+
+def _rescore_thresholds(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.running.threshold_records import write_store_thresholds
+
+    cells = write_store_thresholds(arguments.out, jobs=arguments.jobs)
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), "thresholds": cells}))
+    else:
+        print(f"Dice over thresholds of {cells} cells written", file=sys.stderr)
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.plain import to_markdown
+    from sfuda_bench.report.reproduce import check_reproduced, reproduce, reproduce_table
+    from sfuda_bench.report.scope import read_scope
+
+    found = reproduce(read_scope(arguments.out, arguments.selection), arguments.table)
+    if arguments.json:
+        rows = [comparison.to_json() for comparison in found]
+        print(json.dumps({"out": str(arguments.out), "comparisons": rows}))
+    else:
+        print(to_markdown(reproduce_table(found, arguments.table)), end="")
+    if arguments.strict:
+        check_reproduced(found)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.export import export
+
+    text = export(
+        arguments.out,
+        arguments.to,
+        arguments.format,
+        profile=arguments.profile,
+        metric=arguments.metric,
+        selection=arguments.selection,
+    )
+    if arguments.json:
+        print(json.dumps({"file": str(arguments.to), "format": arguments.format, "note": text}))
+    else:
+        print(text, file=sys.stderr)
+    return 0
+
+
+def _cite(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.cite import citations, to_bibtex
+
+    found = citations(arguments.out)
+    if arguments.json:
+        print(json.dumps([citation.to_json() for citation in found]))
+    else:
+        print(to_bibtex(found), end="")
     return 0
 
 
@@ -351,6 +434,25 @@ def _data_verify(arguments: argparse.Namespace) -> int:
             print(f"{finding.severity}: {finding.path}: {finding.message}")
         print(f"{len(errors)} errors, {len(findings) - len(errors)} warnings")
     return 3 if errors else 0
+
+
+def _claim(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.claim import claim_from
+
+    result = claim_from(
+        arguments.claim,
+        out=arguments.out,
+        csv=arguments.csv,
+        pairs=arguments.pairs,
+        profile=arguments.profile,
+        selection=arguments.selection,
+        rope=arguments.rope,
+        alpha=arguments.alpha,
+    )
+    print(json.dumps(result.to_json()) if arguments.json else result.text())
+    if not result.supported:
+        raise CheckFailed(f"claim '{result.claim}': {result.overall.verdict}")
+    return 0
 
 
 # -- what commands share ----------------------------------------------------------------------
@@ -473,11 +575,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--selection", default="last", help="last, average-last-K or oracle (default: last)"
     )
+    report.add_argument("--figures", action="store_true", help="also draw the figures")
+    report.add_argument("--html", action="store_true", help="also one HTML file with the figures")
     rescore = command(commands, "rescore", _rescore, "score stored predictions again")
     _add_out(rescore)
     rescore.add_argument("--profile", default="standard", help="scoring profile")
     rescore.add_argument("--engine", default="core", help="core, or medpy as independent reference")
     rescore.add_argument("--jobs", type=_positive, default=1, help="processes (default: 1)")
+    rescore.add_argument(
+        "--thresholds", action="store_true", help="Dice over thresholds and calibration instead"
+    )
+    _add_sharing(command, commands)
+    claim = command(commands, "claim", _claim, "is 'A > B on cup dice' supported? exit 6 if not")
+    _add_claim(claim)
     source = commands.add_parser("source", help="source models").add_subparsers(required=True)
     train = command(source, "train", _source_train, "train the source models that run would need")
     _add_request(train)
@@ -486,6 +596,26 @@ def _parser() -> argparse.ArgumentParser:
     verify = command(data, "verify", _data_verify, "check a data root before a run")
     _add_data_root(verify)
     return parser
+
+
+def _add_sharing(command: Any, commands: Any) -> None:
+    """Add the commands that set a store beside others' numbers or hand it to others."""
+    reproduce = command(commands, "reproduce", _reproduce, "compare with published numbers")
+    reproduce.add_argument("table", nargs="?", default="table1", help="a published table, or all")
+    _add_out(reproduce)
+    reproduce.add_argument("--selection", default="last", help="where the source states none")
+    reproduce.add_argument("--strict", action="store_true", help="exit 6 unless reproduced")
+    export = command(commands, "export", _export, "hand results to other tools or machines")
+    _add_out(export)
+    export.add_argument(
+        "--format", required=True, choices=("challenger", "bundle"), help="CSV, or zip of records"
+    )
+    export.add_argument("--to", type=Path, required=True, metavar="FILE", help="what is written")
+    export.add_argument("--profile", default="standard", help="scoring profile of the CSV")
+    export.add_argument("--metric", default="dice", choices=("dice", "asd"), help="of the CSV")
+    export.add_argument("--selection", default="last", help="of the CSV (default: last)")
+    cite = command(commands, "cite", _cite, "print BibTeX of the methods and data sets used")
+    _add_out(cite)
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
@@ -520,6 +650,18 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     add("--profiles", default="standard,cpr-2023", help="scoring profiles")
     add("--no-models", action="store_true", help="do not store adapted models")
     _add_plugin(parser)
+
+
+def _add_claim(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("claim", help="'A > B on (cup|disc|avg) (dice|asd|hd95|nsd)'; > means better")
+    _add_out(parser)
+    add("--csv", type=Path, metavar="FILE", help="scores of another program instead of a store")
+    add("--pairs", default="all", help="all, 'a:*', '*:b' or a:b,c:d (default: all)")
+    add("--profile", default="standard", help="scoring profile (default: standard)")
+    add("--selection", default="last", help="which epoch is scored (default: last)")
+    add("--rope", type=float, default=0.5, help="practically equal within this (default: 0.5)")
+    add("--alpha", type=float, default=0.05, help="level of the tests (default: 0.05)")
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:

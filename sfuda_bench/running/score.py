@@ -90,6 +90,10 @@ def score_cell(job: Mapping[str, Any]) -> None:
             for folder in sorted((cell_dir / "predictions").glob("epoch-*"))
         }
         parts += _selections(epochs, job["average_last"])
+        curves = [case.assign(epoch=epoch) for epoch, (case, _) in sorted(epochs.items())]
+        columns = ["epoch", "structure", "image", "dice"]
+        frame = pd.concat(curves)[columns].reset_index(drop=True)
+        write_parquet(frame, cell_dir / f"epochs-{profile.name}.parquet")
     identity = {name: cell[name] for name in _IDENTITY}
     all_cases = _with_identity(pd.concat([case for case, _ in parts]), identity)
     all_eyes = _with_identity(pd.concat([eye for _, eye in parts]), identity)

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 from sfuda_bench.errors import UsageError
 from sfuda_bench.frames import frame_digest, write_parquet
 from sfuda_bench.running.predict import read_predictions
-from sfuda_bench.running.rescore import _masks_of
+from sfuda_bench.running.rescore import masks_of
 from sfuda_bench.running.store import Store, read_json, write_json
 from sfuda_bench.scoring.thresholds import (
     CURVE_VERSION,
@@ -72,7 +72,7 @@ def write_store_thresholds(out: Path, *, jobs: int = 1) -> int:
     cells = sorted(path.parent for path in out.glob("cells/*/*/*/cell.json"))
     if not cells:
         raise UsageError(f"{out} holds no cells", hint="sfuda-bench run --out DIR")
-    pending = [(cell, _masks_of(store, cell)) for cell in cells]
+    pending = [(cell, masks_of(store, cell)) for cell in cells]
     pending = [(cell, masks) for cell, masks in pending if _needs(cell, masks)]
     Parallel(n_jobs=jobs)(delayed(write_thresholds)(cell, masks) for cell, masks in pending)
     return len(pending)

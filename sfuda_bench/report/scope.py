@@ -1,0 +1,123 @@
+"""What the tables of a report are about: the asked cells of a store, their rows and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfuda_bench.report.records import (
+    AskedCell,
+    CellRecord,
+    asked_from,
+    check_store,
+    read_cells,
+    read_plan,
+)
+from sfuda_bench.report.rows import MethodRow, Pair, method_rows
+
+ORACLE_MARK = "†"
+SYNTHETIC_MARK = "§"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The cells of a report.
+
+    Attributes:
+        out: The store.
+        selection: Which epoch counts.
+        asked: Cells in table order, finished or not.
+        stored: The finished ones by key.
+        rows: One per method and configuration, oracle rows last.
+        pairs: In table order.
+    """
+
+    out: Path
+    selection: str
+    asked: tuple[AskedCell, ...]
+    stored: Mapping[str, CellRecord]
+    rows: tuple[MethodRow, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def profiles(self) -> list[str]:
+        """Names of the profiles that any finished cell was scored under."""
+        return sorted({name for cell in self.stored.values() for name in cell.profiles})
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Sentences that explain the marks of pairs and methods, for a caption."""
+        sentences = []
+        if self.selection == "oracle" or any(row.oracle for row in self.rows):
+            sentences.append(f"{ORACLE_MARK} uses target labels (oracle).")
+        if any(cell.synthetic for cell in self.asked):
+            sentences.append(f"{SYNTHETIC_MARK} synthetic images, not of patients.")
+        return tuple(sentences)
+
+    def pair_name(self, pair: Pair) -> str:
+        """Return how tables print a pair, marked if it is synthetic."""
+        synthetic = any(cell.synthetic for cell in self.asked if cell.pair == pair)
+        return f"{pair_label(pair)} {SYNTHETIC_MARK}" if synthetic else pair_label(pair)
+
+    def row_name(self, row: MethodRow) -> str:
+        """Return how tables print a row, marked if it uses target labels."""
+        oracle = row.oracle or self.selection == "oracle"
+        return f"{row.label} {ORACLE_MARK}" if oracle else row.label
+
+    def cells_of(self, row: MethodRow, pair: Pair) -> list[CellRecord] | None:
+        """Return a row's finished cells of one pair, or ``None`` if any is missing."""
+        keys = [cell.key for cell in row.of_pair(pair)]
+        if not keys or any(key not in self.stored for key in keys):
+            return None
+        return [self.stored[key] for key in keys]
+
+    def baseline(self, pair: Pair) -> MethodRow | None:
+        """Return the row of the unadapted source model in a pair, if it was run."""
+        for row in self.rows:
+            cells = self.cells_of(row, pair)
+            if cells and not row.oracle and all(_is_unadapted(cell) for cell in cells):
+                return row
+        return None
+
+
+def read_scope(out: Path, selection: str = "last") -> Scope:
+    """Read what a store's newest run asked for, or every cell when that is unknown.
+
+    Args:
+        out: The store.
+        selection: Which epoch counts.
+
+    Raises:
+        UsageError: There is no store.
+        StoreSchemaError: It has another schema or is damaged.
+    """
+    check_store(out)
+    cells = read_cells(out)
+    plan = read_plan(out)
+    asked = asked_from(cells) if plan is None else plan
+    keys = {cell.key for cell in asked}
+    stored = {cell.key: cell for cell in cells if cell.key in keys}
+    rows = method_rows(asked, stored, planned=plan is not None)
+    pairs = list(dict.fromkeys(cell.pair for cell in asked))
+    if plan is None:
+        pairs.sort()
+    return Scope(out, selection, tuple(asked), stored, tuple(rows), tuple(pairs))
+
+
+def chosen(cell: CellRecord, selection: str) -> str:
+    """Return the selection to read: a cell without a trained epoch has its last one only."""
+    return selection if cell.epochs else "last"
+
+
+def pair_label(pair: Pair) -> str:
+    """Return how tables print a pair."""
+    return f"{pair[0]} → {pair[1]}"
+
+
+def _is_unadapted(cell: CellRecord) -> bool:
+    before = cell.record.get("source_model_sha256")
+    unchanged = before is not None and before == cell.record.get("adapted_model_sha256")
+    # A method may adapt at test time only, and leave the weights as they were.
+    plain = cell.protocol == "offline" and cell.inference.get("batch_norm") == "running"
+    return unchanged and plain and not cell.oracle
