@@ -43,6 +43,10 @@ class DataError(SfudaError):
     exit_code = 3
 
 
+class MissingMasks(DataError):
+    """Some images of a split have masks and others lack them."""
+
+
 class EnvironmentProblem(SfudaError):
     """A machine that cannot do what was asked: weights, disk, device, versions."""
 

@@ -27,7 +27,7 @@ class FakePlan:
 
     def to_json(self) -> dict[str, Any]:
         counts = {"todo": 0, "done": 0, "blocked": 0}
-        return {**counts, "disk_bytes": 0, "seconds_estimate": None}
+        return {**counts, "disk_bytes": 0, "seconds_estimate": None, "warnings": []}
 
 
 @pytest.fixture

@@ -32,7 +32,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sfuda_bench.datasets import Sample, Split
-from sfuda_bench.errors import DataError, EnvironmentProblem, StoreSchemaError
+from sfuda_bench.errors import (
+    DataError,
+    EnvironmentProblem,
+    MissingMasks,
+    StoreSchemaError,
+)
 from sfuda_bench.images.decode import (
     Bool,
     Uint8,
@@ -162,7 +167,8 @@ def pack_masks(
         optional: Return ``None`` when the split has no mask at all instead of raising.
 
     Raises:
-        DataError: A mask is missing, cannot be read, or differs in size from its image.
+        MissingMasks: Some masks are missing (all of them, unless ``optional``).
+        DataError: A mask cannot be read, or differs in size from its image.
         StoreSchemaError: The pack exists but is damaged.
         EnvironmentProblem: The disk is full.
     """
@@ -364,7 +370,7 @@ def _mask_paths(split: Split, *, optional: bool) -> list[Path] | None:
     missing = [sample.image for sample in split.samples if sample.mask is None]
     listed = ", ".join(str(path) for path in missing[:_LISTED])
     more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-    raise DataError(
+    raise MissingMasks(
         f"{len(missing)} of {len(split.samples)} images of split '{split.name}' have no mask: "
         f"{listed}{more}",
         hint="a mask is a PNG of the same name under ROIs/mask",

@@ -19,7 +19,7 @@ from sfuda_bench.datasets import (
     materialise_synthetic,
     read_domain,
 )
-from sfuda_bench.errors import EnvironmentProblem, UsageError
+from sfuda_bench.errors import EnvironmentProblem, MissingMasks, UsageError
 from sfuda_bench.images.packed import PackedImages, PackedMasks, pack_images, pack_masks
 from sfuda_bench.methods import METHODS, MethodSpec
 from sfuda_bench.networks.registry import NETWORKS
@@ -232,10 +232,13 @@ class _Planner:
     def _plan_source(self, domain: str, source_seed: int) -> SourcePlan:
         size = self.settings.data.image_size
         large = round(self.settings.source.train_scale * size)
-        images, masks = self.images(domain, "train", size), self.masks(domain, "train", size)
-        blocked = ""
-        if masks is None:
-            blocked = f"{domain}/train has images without masks, so no source model can be trained"
+        images, masks, blocked = self.images(domain, "train", size), None, ""
+        try:
+            masks = self.masks(domain, "train", size)
+            if masks is None:
+                blocked = f"{domain}/train has no masks, so no source model can be trained"
+        except MissingMasks as error:
+            blocked = f"no source model of {domain}: {error.message}"
         data = {"images": images.set_digest, "masks": masks.mask_digest if masks else "none"}
         network = self.settings.network
         key = source_key(
@@ -264,7 +267,7 @@ class _Planner:
         if not blocked and not (folder / "card.json").is_file():
             job["train"] = self._labelled(domain, "train", size)
             job["train_large"] = self._labelled(domain, "train", large)
-            job["test"] = self._labelled(domain, "test", size)
+            job["test"] = self._labelled_test(domain, size)
         return SourcePlan(key, domain, source_seed, folder, job, blocked)
 
     def _labelled(self, domain: str, split: str, size: int) -> dict[str, str] | None:
@@ -272,6 +275,13 @@ class _Planner:
         if masks is None:
             return None
         return {"images": str(self.images(domain, split, size).path), "masks": str(masks.path)}
+
+    def _labelled_test(self, domain: str, size: int) -> dict[str, str] | None:
+        """Return the ``test`` split for the model card, or ``None`` without its masks."""
+        try:
+            return self._labelled(domain, "test", size)
+        except MissingMasks:
+            return None
 
     # -- cells ------------------------------------------------------------------------------
 
@@ -312,6 +322,11 @@ class _Planner:
             "code_digest": code_digest(Path(spec.origin)),
         }
         state, reason, warnings = self._state(folder, source, job)
+        scoring: tuple[Mapping[str, Any], ...] = ()
+        try:
+            scoring = self._scoring(pair.target, key, folder)
+        except MissingMasks as error:
+            state, reason = "blocked", f"{pair.target} cannot be scored: {error.message}"
         return CellPlan(
             key=key,
             method=spec.name,
@@ -325,7 +340,7 @@ class _Planner:
             folder=folder,
             source=source,
             job=job,
-            scoring=self._scoring(pair.target, key, folder),
+            scoring=scoring,
             warnings=warnings,
         )
 

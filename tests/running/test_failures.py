@@ -122,11 +122,20 @@ def test_a_source_model_that_cannot_be_trained_blocks_only_its_own_cells(
     states = {str(cell.pair): (cell.state, cell.reason) for cell in plan.cells}
     assert states["toy_a:toy_b"][0] == "todo"
     assert states["toy_b:toy_a"][0] == "blocked"
-    assert "toy_b/train has images without masks" in states["toy_b:toy_a"][1]
+    assert "no source model of toy_b" in states["toy_b:toy_a"][1]
+    assert "train_000.png" in states["toy_b:toy_a"][1]
 
 
 def test_missing_test_masks_leave_a_cell_unscored(bench: Any) -> None:
-    bench.images("toy_b", "test", "mask")[0].unlink()
+    for path in bench.images("toy_b", "test", "mask"):
+        path.unlink()
     result = bench.run("source_only")
     assert not list(result.folder.glob("scores-*.json"))
     assert len(result.codes()) == 8
+
+
+def test_one_missing_test_mask_is_named_and_never_skipped(bench: Any) -> None:
+    bench.images("toy_b", "test", "mask")[0].unlink()
+    (cell,) = bench.plan("source_only").cells
+    assert cell.state == "blocked"
+    assert "test_000.png" in cell.reason
