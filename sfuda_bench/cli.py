@@ -282,10 +282,13 @@ _LISTS = {
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.comparison import write_comparisons
     from sfuda_bench.report.extra import write_extra_tables
+    from sfuda_bench.report.harm import write_harm
 
     paths = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
-    paths += write_extra_tables(arguments.out, arguments.selection)
+    for write in (write_extra_tables, write_comparisons, write_harm):
+        paths += write(arguments.out, arguments.selection)
     drawn = _drawn(arguments)
     if arguments.json:
         written = {"tables": paths, **drawn}

@@ -107,8 +107,9 @@ class FakePlan:
     cells: list[Any] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return {"todo": 2, "done": 1, "blocked": 0, "disk_bytes": 5e7, "seconds_estimate": 90.0, "warnings": [],
-                "out": str(self.request.out)}  # fmt: skip
+        counts = {"todo": 2, "done": 1, "blocked": 0}
+        costs = {"disk_bytes": 5e7, "seconds_estimate": 90.0}
+        return {**counts, **costs, "warnings": [], "out": str(self.request.out)}
 
 
 @dataclass
