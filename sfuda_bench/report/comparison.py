@@ -32,8 +32,9 @@ from sfuda_bench.report.statistics import (
     holm,
     interval_over_pairs,
 )
-from sfuda_bench.report.summary import ASD_COLUMNS, METRICS, STRUCTURES
+from sfuda_bench.report.summary import ASD_COLUMNS, METRICS
 from sfuda_bench.running.store import write_bytes
+from sfuda_bench.scoring.codes import STRUCTURES
 
 Run = tuple[int, int]
 """Source seed and seed."""

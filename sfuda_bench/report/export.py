@@ -13,8 +13,9 @@ from sfuda_bench.errors import UsageError
 from sfuda_bench.report.records import check_store, read_cases, read_scoring
 from sfuda_bench.report.rows import MethodRow, Pair
 from sfuda_bench.report.scope import Scope, read_scope
-from sfuda_bench.report.summary import STRUCTURES, CellCases, cases_by_cell
+from sfuda_bench.report.summary import CellCases, cases_by_cell
 from sfuda_bench.running.store import write_bytes
+from sfuda_bench.scoring.codes import STRUCTURES
 
 FORMATS = ("challenger", "bundle")
 METRICS = ("dice", "asd")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sfuda_bench.report import style
 from sfuda_bench.report.figures_data import FigureData
-from sfuda_bench.report.summary import STRUCTURES
+from sfuda_bench.scoring.codes import STRUCTURES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sfuda_bench.report import style
 from sfuda_bench.report.figures_data import FigureData, FigurePair, Line
-from sfuda_bench.report.summary import MISSING, STRUCTURES
+from sfuda_bench.report.summary import MISSING
+from sfuda_bench.scoring.codes import STRUCTURES
 
 if TYPE_CHECKING:
     import numpy as np

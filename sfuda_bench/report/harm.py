@@ -23,7 +23,7 @@ from sfuda_bench.report.comparison import (
 from sfuda_bench.report.plain import PlainColumn, PlainTable, write_plain
 from sfuda_bench.report.rows import Pair
 from sfuda_bench.report.scope import read_scope
-from sfuda_bench.report.summary import STRUCTURES
+from sfuda_bench.scoring.codes import STRUCTURES
 
 HARM_POINTS = (1.0, 5.0)
 WORST_SHARE = 0.05

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sfuda_bench.report.records import AskedCell, CellRecord
+from sfuda_bench.scoring.codes import STRUCTURES
 
-STRUCTURES = ("cup", "disc")
 METRICS = ("dice", "asd")
 MISSING = "\N{EN DASH}"
 """What a table prints for a cell that has no score, and for every average that needs it."""

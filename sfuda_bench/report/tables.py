@@ -28,7 +28,6 @@ from sfuda_bench.report.rows import MethodRow, Pair, method_rows
 from sfuda_bench.report.summary import (
     METRICS,
     MISSING,
-    STRUCTURES,
     CellCases,
     Statistic,
     cases_by_cell,
@@ -36,6 +35,7 @@ from sfuda_bench.report.summary import (
     summarise,
 )
 from sfuda_bench.running.store import write_bytes
+from sfuda_bench.scoring.codes import STRUCTURES
 
 if TYPE_CHECKING:
     from rich.console import Console

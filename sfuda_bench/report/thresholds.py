@@ -11,8 +11,8 @@ from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
 from sfuda_bench.report.records import CellRecord
 from sfuda_bench.report.rows import Pair
 from sfuda_bench.report.scope import Scope
-from sfuda_bench.report.summary import STRUCTURES
 from sfuda_bench.running.store import read_json
+from sfuda_bench.scoring.codes import STRUCTURES
 
 _USUAL = (0.5, 0.75)
 _PRINTED_STEP = 1 / 8

@@ -10,7 +10,8 @@ from typing import Any
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
 from sfuda_bench.report.records import CellRecord, read_cases, read_scoring
 from sfuda_bench.report.scope import Scope, chosen
-from sfuda_bench.report.summary import ASD_COLUMNS, STRUCTURES
+from sfuda_bench.report.summary import ASD_COLUMNS
+from sfuda_bench.scoring.codes import STRUCTURES
 
 DICE_STEPS = ("threshold", "smoothing", "empty masks")
 ASD_STEPS = ("threshold", "empty masks", "definition")

@@ -35,7 +35,7 @@ from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store, read_json, write_json
 from sfuda_bench.running.streams import Streams
 from sfuda_bench.running.target import TargetImages
-from sfuda_bench.running.task import Task, check_finite
+from sfuda_bench.running.task import Observer, Task, check_finite
 from sfuda_bench.settings import Inference, NetworkSettings
 from sfuda_bench.tunable import build_config
 
@@ -93,24 +93,28 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
             hint=f"name it in updates= in {spec.origin}",
         )
     emit("storing", 0, 0)
-    test = job["images"]["test"]
-    write_predictions(staged / "predictions", tuple(test["ids"]), adapted.codes)
     _write_curve(adapted.task, staged)
-    commit_model_and_records(job, adapted.model, adapted.task.last_epoch, staged, store)
-    record = run_record(started, device)
-    record["artefacts"] = adapted.task.used
-    record["warnings"] = [str(w.message) for w in caught if w.category is MethodWarning]
     for warning in caught:
         _log.warning("%s: %s", warning.category.__name__, warning.message)
-    write_json(staged / "run.json", record)
-    store.keep_log(job["key"], staged)
-    store.commit(staged, Path(job["cell_dir"]))
+    record = {
+        **run_record(started, device),
+        "artefacts": adapted.task.used,
+        "warnings": [str(w.message) for w in caught if w.category is MethodWarning],
+    }
+    commit_cell(job, store, staged, adapted.model, adapted.codes, adapted.task.last_epoch, record)
 
 
-def commit_model_and_records(
-    job: Mapping[str, Any], model: nn.Module, last_epoch: int, staged: Path, store: Store
+def commit_cell(
+    job: Mapping[str, Any],
+    store: Store,
+    staged: Path,
+    model: nn.Module,
+    codes: np.ndarray[Any, Any],
+    last_epoch: int,
+    record: Mapping[str, Any],
 ) -> None:
-    """Write the model (unless declined) and ``cell.json`` into the staged folder."""
+    """Complete a staged cell and commit it: predictions, model unless declined, records, log."""
+    write_predictions(staged / "predictions", tuple(job["images"]["test"]["ids"]), codes)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if job["keep_model"]:
         save_file(state, staged / "model.safetensors")
@@ -124,6 +128,9 @@ def commit_model_and_records(
         "code_digest": job["code_digest"],
     }
     write_json(staged / "cell.json", cell)
+    write_json(staged / "run.json", record)
+    store.keep_log(job["key"], staged)
+    store.commit(staged, Path(job["cell_dir"]))
 
 
 def run_record(started: float, device: torch.device) -> dict[str, Any]:
@@ -153,20 +160,23 @@ def _run_protocol(
     adapt_on = test
     if job["cell"]["protocol"] == "offline":
         adapt_on = ImageSet.load(job["images"]["train"], device)
-    task = _make_task(job, spec, source, adapt_on, store, device, emit)
+    observe = _recorder(staged, test, inference, precision) if job["track"] else _unobserved
+    task = _make_task(job, spec, source, adapt_on, store, device, emit, observe)
     config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
     if job["cell"]["protocol"] in ("online", "episodic"):
         return _run_online(job, spec, config, task, source, test)
     if spec.adapt is None:
         raise UsageError(f"method '{spec.name}' has no offline form")
-    if job["track"]:
-        task._observe = _recorder(staged, test, inference, precision)
-        task._observe(0, source)
+    observe(0, source)
     torch.manual_seed(derive_seed(job["stream_key"], "init"))
     model = spec.adapt(task, config).eval()
     check_finite(model)
     emit("predicting", 0, 0)
     return Adapted(model, predict(model, test.images, inference, precision), task)
+
+
+def _unobserved(epoch: int, model: nn.Module) -> None:
+    """Observe nothing: only the last epoch is stored."""
 
 
 def _make_task(
@@ -177,6 +187,7 @@ def _make_task(
     store: Store,
     device: torch.device,
     emit: Emit,
+    observe: Observer = _unobserved,
 ) -> Task:
     target = TargetImages(images.images, images.ids, Streams(job["stream_key"]))
     artefacts = ArtefactCache(
@@ -195,7 +206,7 @@ def _make_task(
         aux={name: read_json(aux_dir / f"{name}.json") for name in sorted(spec.requires)},
         artefacts=artefacts,
         precision=job["precision"],
-        observe=lambda epoch, model: None,
+        observe=observe,
         emit=emit,
     )
 
@@ -231,9 +242,7 @@ def _run_online(
     return Adapted(source.eval(), codes[back], task)
 
 
-def _recorder(
-    staged: Path, test: ImageSet, inference: Inference, precision: str
-) -> Callable[[int, nn.Module], None]:
+def _recorder(staged: Path, test: ImageSet, inference: Inference, precision: str) -> Observer:
     """Return an observer that stores each epoch's test predictions and changes nothing."""
 
     def observe(epoch: int, model: nn.Module) -> None:

@@ -295,9 +295,7 @@ class _Engine:
         if job.cell is None:
             self.unfinished.discard(job.id)
             self.progress.done(job.id, seconds, reused=status == "reused")
-        elif job.payload["kind"] == "score":
-            self._finish_if_scored(job.cell)
-        else:
+        elif job.payload["kind"] != "score":
             self._cell_stored(job.cell, status, seconds)
 
     def _cell_stored(self, cell: CellPlan, status: str, seconds: float) -> None:
@@ -311,10 +309,6 @@ class _Engine:
         if not cell.scoring:
             self.progress.note(f"{cell.name}: stored without scores, the test split has no masks")
         self.progress.done(cell.key, seconds, reused=status == "reused")
-
-    def _finish_if_scored(self, cell: CellPlan) -> None:
-        if not scoring_todo(cell):
-            self.progress.update(cell.key, "scored")
 
     # -- the end ----------------------------------------------------------------------------
 

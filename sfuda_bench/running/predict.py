@@ -16,10 +16,9 @@ from sfuda_bench.errors import StoreSchemaError, UsageError
 from sfuda_bench.images.resident import normalise
 from sfuda_bench.networks.batch_norm import enable_dropout, mixed_statistics
 from sfuda_bench.running.runtime import autocast
-from sfuda_bench.scoring.codes import encode
+from sfuda_bench.scoring.codes import STRUCTURES, encode
 from sfuda_bench.settings import Inference
 
-STRUCTURES = ("cup", "disc")
 _BATCH = 8
 
 

@@ -17,12 +17,12 @@ from sfuda_bench.methods import METHODS
 from sfuda_bench.running.adaptation import (
     Emit,
     ImageSet,
-    commit_model_and_records,
+    commit_cell,
     run_record,
 )
 from sfuda_bench.running.predict import predict, write_predictions
 from sfuda_bench.running.sources import load_source_model
-from sfuda_bench.running.store import Store, write_json
+from sfuda_bench.running.store import Store
 from sfuda_bench.settings import Inference, NetworkSettings
 from sfuda_bench.tunable import build_config
 
@@ -48,10 +48,8 @@ def compute_reference(job: dict[str, Any], store: Store, device: torch.device, e
     test = ImageSet.load(job["images"]["test"], device)
     inference = Inference(**job["inference"])
     codes = predict(network, test.images, inference, job["precision"])
-    write_predictions(staged / "predictions", test.ids, codes)
     if job["track"]:
         write_predictions(staged / "predictions" / "epoch-000", test.ids, codes)
-    commit_model_and_records({**job, "keep_model": False}, network, 0, staged, store)
-    write_json(staged / "run.json", run_record(started, device))
-    store.keep_log(job["key"], staged)
-    store.commit(staged, Path(job["cell_dir"]))
+    record = run_record(started, device)
+    # The model is the target's source model and is stored there.
+    commit_cell({**job, "keep_model": False}, store, staged, network, codes, 0, record)

@@ -276,9 +276,11 @@ def compute_source(job: dict[str, Any], store: Store, device: torch.device, emit
     network_settings = NetworkSettings(**job["network"])
     recipe = SourceRecipe(**job["recipe"])
     train = _load_set(job["train"])
+    same = job["train_large"] == job["train"]
+    train_large = train if same else _load_set(job["train_large"])
     network, facts = train_source(
         train,
-        _load_set(job["train_large"]),
+        train_large,
         network_settings,
         recipe,
         key=job["key"],

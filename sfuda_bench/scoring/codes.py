@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+STRUCTURES = ("cup", "disc")
+"""Order of the two channels of every map: the disc includes the cup."""
+
 # Probabilities may leave [0, 1] by this much through rounding, and no further.
 _ROUNDING = 1e-5
 

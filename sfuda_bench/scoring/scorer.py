@@ -14,14 +14,13 @@ from pandas.api.types import is_bool_dtype, is_float_dtype
 
 from sfuda_bench.errors import EnvironmentProblem, UsageError
 from sfuda_bench.scoring import metrics
-from sfuda_bench.scoring.codes import upsample
+from sfuda_bench.scoring.codes import STRUCTURES, upsample
 from sfuda_bench.scoring.profiles import Profile
 from sfuda_bench.scoring.vcdr import vertical_cup_to_disc_ratio, vertical_extent_px
 
 SCORER_VERSION = 1
 """Part of every score key; raised whenever a number below changes."""
 
-STRUCTURES = ("cup", "disc")
 ENGINES = ("core", "medpy")
 DISTANCES = ("assd_directed_px", "assd_pooled_px", "hd95_px")
 CASE_COLUMNS = (

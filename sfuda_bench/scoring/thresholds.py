@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sfuda_bench.scoring.codes import upsample
+from sfuda_bench.scoring.codes import STRUCTURES, upsample
 
-STRUCTURES = ("cup", "disc")
 THRESHOLDS = tuple(k / 32 for k in range(1, 32))
 """Multiples of 1/256, at which the stored codes lose nothing; 0.5 and 0.75 are among them."""
 CURVE_VERSION = 1
