@@ -34,6 +34,7 @@ class Bounds:
         choices: The allowed values, or ``()`` when a range applies.
         symbol: Name in the paper, e.g. ``"r"``.
         search: Whether a study may move it.
+        added: Whether the setting came after results had been stored; see :func:`keyed_values`.
     """
 
     low: float | None = None
@@ -42,6 +43,7 @@ class Bounds:
     choices: tuple[Any, ...] = ()
     symbol: str = ""
     search: bool = False
+    added: bool = False
 
 
 def tunable(
@@ -52,9 +54,10 @@ def tunable(
     log: bool = False,
     choices: tuple[Any, ...] = (),
     symbol: str = "",
+    added: bool = False,
 ) -> Any:
     """Declare a config field that a study may search within the given range."""
-    bounds = Bounds(low, high, log, choices, symbol, search=True)
+    bounds = Bounds(low, high, log, choices, symbol, search=True, added=added)
     return dataclasses.field(default=default, metadata={_KEY: bounds})
 
 
@@ -65,9 +68,13 @@ def setting(
     *,
     choices: tuple[Any, ...] = (),
     symbol: str = "",
+    added: bool = False,
 ) -> Any:
-    """Declare a config field with a valid range that studies leave alone by default."""
-    bounds = Bounds(low, high, False, choices, symbol)
+    """Declare a config field with a valid range that studies leave alone by default.
+
+    ``added=True`` marks a setting whose default repeats what was done before it existed.
+    """
+    bounds = Bounds(low, high, False, choices, symbol, added=added)
     return dataclasses.field(default=default, metadata={_KEY: bounds})
 
 
@@ -76,6 +83,21 @@ def bounds_of(field: dataclasses.Field[Any]) -> Bounds:
     found = field.metadata.get(_KEY, Bounds())
     assert isinstance(found, Bounds)  # only tunable() and setting() write this key
     return found
+
+
+def keyed_values(config: Any) -> dict[str, Any]:
+    """Return the JSON-able values of a config that a content key depends on.
+
+    A setting marked ``added`` is left out while it has its default: results that were stored
+    before it existed keep their keys.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if bounds_of(field).added and value == field.default:
+            continue
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def search_space(config: type[Any]) -> dict[str, BaseDistribution]:

@@ -13,6 +13,7 @@ from sfuda_bench.tunable import (
     bounds_of,
     build_config,
     checked_values,
+    keyed_values,
     search_space,
     setting,
     tunable,
@@ -129,3 +130,13 @@ def test_the_knobs_of_context_similarity_can_be_searched() -> None:
     assert {"radius", "beta", "iterations", "threshold", "low", "high"} <= set(space)
     assert space["iterations"]._contains(32)
     assert "initial_threshold" not in space
+
+
+def test_a_setting_added_later_changes_a_key_only_when_it_is_moved() -> None:
+    @dataclass(frozen=True)
+    class Grown:
+        lr: float = setting(0.1, 0.0, 1.0)
+        warmup: int = setting(0, 0, 10, added=True)
+
+    assert keyed_values(Grown()) == {"lr": 0.1}
+    assert keyed_values(Grown(warmup=3)) == {"lr": 0.1, "warmup": 3}

@@ -32,6 +32,7 @@ from sfuda_bench.running.sources import source_key
 from sfuda_bench.running.store import SCHEMA, Store, read_json, write_json
 from sfuda_bench.scoring.profiles import get_profile
 from sfuda_bench.selectors import Pair, parse_pairs
+from sfuda_bench.tunable import keyed_values
 
 _ENGINE = "core"
 CELL_VERSION = 1
@@ -369,13 +370,13 @@ class _Planner:
             "cell": CELL_VERSION,
             "method": spec.name,
             "version": spec.version,
-            "config": config_json(self.settings.methods[spec.name]),
+            "config": keyed_values(self.settings.methods[spec.name]),
             "frozen": {f.__name__: f.frozen_version for f in spec.frozen_steps},  # type: ignore[attr-defined]  # marked by frozen_step
             "target": dict(digests),
             "source": source.key,
             "seed": seed,
             "protocol": protocol,
-            "inference": asdict(self.settings.inference),
+            "inference": keyed_values(self.settings.inference),
             "network": [network.name, NETWORKS.get(network.name).version, network.encoder],
             "image_size": self.settings.data.image_size,
             "precision": self.precision,
@@ -408,13 +409,13 @@ class _Planner:
             "source_seed": source_seed,
             "seed": fields["seed"],
             "protocol": fields["protocol"],
-            "inference": fields["inference"],
+            "inference": asdict(self.settings.inference),
             "network": asdict(self.settings.network),
             "image_size": fields["image_size"],
             "precision": fields["precision"],
             "preset": self.settings.preset,
             "synthetic": any(domain.synthetic for domain in ends),
-            "config": fields["config"],
+            "config": config_json(self.settings.methods[spec.name]),
             "source_key": source.key,
             "digests": dict(digests),
         }

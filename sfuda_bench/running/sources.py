@@ -32,6 +32,7 @@ from sfuda_bench.running.streams import Streams
 from sfuda_bench.scoring.codes import decode
 from sfuda_bench.scoring.vcdr import vertical_cup_to_disc_ratio
 from sfuda_bench.settings import Inference, NetworkSettings, SourceRecipe
+from sfuda_bench.tunable import keyed_values
 
 SOURCE_VERSION = 1
 CARD_THRESHOLDS = (0.5, 0.75)
@@ -362,7 +363,7 @@ def source_key(
             "data": data_digest,
             "network": [network.name, network.encoder, encoder_digest, network_version],
             "image_size": image_size,
-            "recipe": asdict(recipe),
+            "recipe": keyed_values(recipe),
             "precision": precision,
             "source_seed": source_seed,
         }
