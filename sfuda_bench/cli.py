@@ -282,13 +282,7 @@ _LISTS = {
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from sfuda_bench.report.comparison import write_comparisons
-    from sfuda_bench.report.extra import write_extra_tables
-    from sfuda_bench.report.harm import write_harm
-
     paths = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
-    for write in (write_extra_tables, write_comparisons, write_harm):
-        paths += write(arguments.out, arguments.selection)
     drawn = _drawn(arguments)
     if arguments.json:
         written = {"tables": paths, **drawn}
@@ -303,11 +297,11 @@ def _drawn(arguments: argparse.Namespace) -> dict[str, list[Path]]:
     from sfuda_bench.report.html import write_html
 
     def note(name: str) -> None:
-        print(f"drawing {name}", file=sys.stderr)
+        _note(f"drawing {name}")
 
     if arguments.html:
         page = write_html(arguments.out, arguments.selection, note)
-        print(f"page: {page}", file=sys.stderr)
+        _note(f"page: {page}")
         return {"html": [page]}
     if arguments.figures:
         return {"figures": write_figures(arguments.out, arguments.selection, note=note)}
@@ -521,15 +515,20 @@ def _load_plugins(arguments: argparse.Namespace) -> None:
 
 
 def _tables(out: Path, selection: str, profiles: Sequence[str] | None, *, show: bool) -> list[Path]:
-    """Write the tables of a store and, unless a document is wanted, print them."""
+    """Write the tables of a store and, unless a document is wanted, print the main ones."""
     from rich.console import Console
 
-    from sfuda_bench.report.tables import print_tables, write_tables
+    from sfuda_bench.report.tables import print_tables
+    from sfuda_bench.report.write import write_report
 
-    paths = write_tables(out, selection, profiles)
+    written = write_report(out, selection, profiles, lambda stage: _note(f"report: {stage}"))
     if show:
-        print_tables(out, Console(), selection)
-    return paths
+        print_tables(out, Console(), selection, written.ties)
+    return list(written.paths)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _print(renderable: object) -> None:

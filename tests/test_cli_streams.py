@@ -15,6 +15,7 @@ import pytest
 
 from sfuda_bench import cli
 from sfuda_bench.errors import DataError, EnvironmentProblem, SfudaError, StoreSchemaError
+from sfuda_bench.report.write import Written
 from sfuda_bench.running.engine import RunSummary
 
 
@@ -48,7 +49,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.delenv("SFUDA_DATA_ROOT", raising=False)
     monkeypatch.setattr("sfuda_bench.running.plan.build_plan", build_plan)
-    monkeypatch.setattr("sfuda_bench.report.tables.write_tables", lambda *_: [])
+    written = Written((), {})
+    monkeypatch.setattr("sfuda_bench.report.write.write_report", lambda *_: written)
     monkeypatch.setattr("sfuda_bench.report.tables.print_tables", lambda *_: None)
     yield seen
 

@@ -634,8 +634,20 @@ def to_longtable(table: PlainTable) -> str:
     )
 
 
-def write_comparisons(
+def compare_store(
     out: Path, selection: str = "last", profiles: Iterable[str] | None = None
+) -> dict[str, tuple[Scores, Comparison]]:
+    """Read and compare the scores of every profile; arguments and errors as below."""
+    names = read_scope(out, selection).profiles if profiles is None else profiles
+    scores = {profile: read_scores(out, profile, selection) for profile in names}
+    return {profile: (found, compare(found)) for profile, found in scores.items()}
+
+
+def write_comparisons(
+    out: Path,
+    selection: str = "last",
+    profiles: Iterable[str] | None = None,
+    compared: Mapping[str, tuple[Scores, Comparison]] | None = None,
 ) -> list[Path]:
     """Write the comparisons of every profile into ``DIR/tables``; equal scores, equal bytes.
 
@@ -643,6 +655,7 @@ def write_comparisons(
         out: The store.
         selection: Which epoch counts.
         profiles: Names of profiles, or ``None`` for those found.
+        compared: From :func:`compare_store`, if it was called before.
 
     Returns:
         Files written: ``comparison-<profile>.csv``, ``.md``, ``.tex``; none for a profile with
@@ -653,10 +666,9 @@ def write_comparisons(
         StoreSchemaError: It has another schema or is damaged.
     """
     written: list[Path] = []
-    names = read_scope(out, selection).profiles if profiles is None else profiles
-    for profile in names:
-        scores = read_scores(out, profile, selection)
-        comparison = compare(scores)
+    if compared is None:
+        compared = compare_store(out, selection, profiles)
+    for profile, (scores, comparison) in compared.items():
         if comparison.frame.empty:
             continue
         name = file_name("comparison", profile, selection)

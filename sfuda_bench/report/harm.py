@@ -187,7 +187,10 @@ def harm_table(frame: pd.DataFrame, scores: Scores, name: str) -> PlainTable:
 
 
 def write_harm(
-    out: Path, selection: str = "last", profiles: Iterable[str] | None = None
+    out: Path,
+    selection: str = "last",
+    profiles: Iterable[str] | None = None,
+    scores: Mapping[str, Scores] | None = None,
 ) -> list[Path]:
     """Write the harm table of every profile into ``DIR/tables``; equal scores, equal bytes.
 
@@ -195,6 +198,7 @@ def write_harm(
         out: The store.
         selection: Which epoch counts.
         profiles: Names of profiles, or ``None`` for those found.
+        scores: Scores by profile, if they were read before.
 
     Returns:
         Files written: ``harm-<profile>.csv``, ``.md``, ``.tex``; none for a profile without
@@ -205,12 +209,14 @@ def write_harm(
         StoreSchemaError: It has another schema or is damaged.
     """
     written: list[Path] = []
-    for profile in read_scope(out, selection).profiles if profiles is None else profiles:
-        scores = read_scores(out, profile, selection)
-        frame = harm(scores)
+    if scores is None:
+        names = read_scope(out, selection).profiles if profiles is None else profiles
+        scores = {profile: read_scores(out, profile, selection) for profile in names}
+    for profile, found in scores.items():
+        frame = harm(found)
         if not frame.empty:
             name = file_name("harm", profile, selection)
-            written += write_plain(out, harm_table(frame, scores, name))
+            written += write_plain(out, harm_table(frame, found, name))
     return written
 
 

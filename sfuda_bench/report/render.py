@@ -6,7 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from sfuda_bench.report.tables import Block, Cell, Column, Row, Table
+from sfuda_bench.report.tables import TIE, Block, Cell, Column, Row, Table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -30,6 +30,7 @@ _LATEX = {
     "±": r"$\pm$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "≤": r"$\leq$",
+    "≈": r"$\approx$",
     "≥": r"$\geq$",
     "\N{EN DASH}": "--",
     "†": r"$^{\dagger}$",
@@ -263,7 +264,8 @@ def _latex_cell(cell: Cell) -> str:
         mean = rf"\textbf{{{mean}}}"
     elif "second" in cell.marks:
         mean = rf"\underline{{{mean}}}"
-    return rf"{mean} $\pm$ {cell.std_text}" if cell.std_text else mean
+    tie = r"\rlap{$^{\approx}$}" if "tied" in cell.marks else ""
+    return rf"{mean} $\pm$ {cell.std_text}{tie}" if cell.std_text else f"{mean}{tie}"
 
 
 def _markdown(text: str) -> str:
@@ -280,7 +282,8 @@ def _markdown_cell(cell: Cell) -> str:
         mean = f"**{mean}**"
     elif "second" in cell.marks:
         mean = f"<ins>{mean}</ins>"
-    return f"{mean} ± {cell.std_text}" if cell.std_text else mean
+    tie = f" {TIE}" if "tied" in cell.marks else ""
+    return f"{mean} ± {cell.std_text}{tie}" if cell.std_text else f"{mean}{tie}"
 
 
 def _rich_cell(cell: Cell) -> Text:
@@ -288,4 +291,5 @@ def _rich_cell(cell: Cell) -> Text:
 
     style = "bold" if "best" in cell.marks else "underline" if "second" in cell.marks else ""
     text = Text(cell.mean_text, style=style)
-    return Text.assemble(text, f" ± {cell.std_text}") if cell.std_text else text
+    spread = f" ± {cell.std_text}" if cell.std_text else ""
+    return Text.assemble(text, spread, f" {TIE}" if "tied" in cell.marks else "")

@@ -5,7 +5,7 @@ The table is a value without any markup, so it can be tested and rendered in sev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,14 @@ DECIMALS = 2
 """Digits after the point in a printed table; ties are ties of printed means."""
 
 AVERAGE_LABEL = "Average over pairs"
+TIE = "\N{ALMOST EQUAL TO}"
+"""What follows a number that is not distinguishable from the best of its column."""
+Ties = Set[tuple[str, str, str, str, str]]
+"""(source, target, structure, metric, label); see ``comparison.indistinguishable_from_best``."""
+_TIES = (
+    f"{TIE} not distinguishable from the best of its pair and column (paired sign-flip test over "
+    "images, Holm-adjusted over the table, 5 % level): no worse as far as these images can tell"
+)
 _GROUPS = {"dice": ("Dice [%]", True), "asd": ("ASD [px]", False)}
 
 
@@ -79,7 +87,7 @@ class Cell:
         mean: ``None`` prints an en dash: a cell is missing, failed or unscored.
         std: Sample standard deviation; ``None`` for fewer than two values.
         n: Number of values: images, or pairs in the average over pairs.
-        marks: ``best`` and ``second``.
+        marks: ``best``, ``second`` and ``tied`` (with the best, by a test).
     """
 
     mean: float | None = None
@@ -173,6 +181,7 @@ def main_table(
     profile: str,
     selection: str = "last",
     asked: Sequence[AskedCell] | None = None,
+    ties: Ties | None = None,
 ) -> Table:
     """Build the main table of one profile: Dice and ASD of every method in every pair.
 
@@ -183,6 +192,7 @@ def main_table(
         selection: Which epoch counts; with ``oracle`` every row is an oracle row.
         asked: The cells that one run asked for, in table order. Those that are missing print
             an en dash. ``None``: all stored cells, each configuration in its own row.
+        ties: What is not distinguishable from the best; ``None``: nothing was tested.
 
     Raises:
         UsageError: The cells were scored in different ways, or none has the selection.
@@ -205,12 +215,17 @@ def main_table(
     facts = Facts(wanted, rows, used, found, scoring)
     sentences = caption_sentences(facts, profile=profile, selection=selection)
     title = "Dice and average surface distance (ASD) of optic cup and disc per domain pair."
-    marked = tuple(_with_marks(block) for block in blocks)
+    if ties is not None:
+        sentences.append(f"{_TIES}.")
+    marked = tuple(_with_marks(block, ties or frozenset()) for block in blocks)
     return Table(title, tuple(sentences), profile, selection, COLUMNS, marked)
 
 
 def store_tables(
-    out: Path, selection: str = "last", profiles: Iterable[str] | None = None
+    out: Path,
+    selection: str = "last",
+    profiles: Iterable[str] | None = None,
+    ties: Mapping[str, Ties] | None = None,
 ) -> list[Table]:
     """Build the main table of every profile from a store.
 
@@ -218,6 +233,7 @@ def store_tables(
         out: The store.
         selection: Which epoch counts.
         profiles: Names of profiles, or ``None`` for those that any wanted cell was scored under.
+        ties: By profile, what is not distinguishable from the best.
 
     Raises:
         UsageError: There is no store, or nothing comparable in it.
@@ -231,13 +247,23 @@ def store_tables(
         cells = [cell for cell in cells if cell.key in keys]
     names = sorted({name for cell in cells for name in cell.profiles})
     return [
-        main_table(cells, read_cases(cells, profile), profile, selection, asked)
+        main_table(
+            cells,
+            read_cases(cells, profile),
+            profile,
+            selection,
+            asked,
+            None if ties is None else ties.get(profile),
+        )
         for profile in (names if profiles is None else profiles)
     ]
 
 
 def write_tables(
-    out: Path, selection: str = "last", profiles: Iterable[str] | None = None
+    out: Path,
+    selection: str = "last",
+    profiles: Iterable[str] | None = None,
+    ties: Mapping[str, Ties] | None = None,
 ) -> list[Path]:
     """Write the main table of every profile into ``DIR/tables``; equal scores, equal bytes.
 
@@ -246,6 +272,7 @@ def write_tables(
         selection: Which epoch counts; any but ``last`` is named in the file name, so that it
             never takes the place of the main table.
         profiles: Names of profiles, or ``None`` for those found.
+        ties: By profile, what is not distinguishable from the best.
 
     Returns:
         Files written: ``main-<profile>.tex`` (fragment), ``.md``, ``.csv`` and
@@ -258,7 +285,7 @@ def write_tables(
     from sfuda_bench.report import render
 
     written: list[Path] = []
-    for table in store_tables(out, selection, profiles):
+    for table in store_tables(out, selection, profiles, ties):
         suffix = "" if selection == "last" else f"-{selection.replace(':', '-')}"
         name = f"main-{table.profile}{suffix}"
         folder = out / "tables"
@@ -274,11 +301,16 @@ def write_tables(
     return written
 
 
-def print_tables(out: Path, console: Console, selection: str = "last") -> None:
+def print_tables(
+    out: Path,
+    console: Console,
+    selection: str = "last",
+    ties: Mapping[str, Ties] | None = None,
+) -> None:
     """Print the main tables: drawn on a terminal, plain Markdown when piped."""
     from sfuda_bench.report import render
 
-    for table in store_tables(out, selection):
+    for table in store_tables(out, selection, ties=ties):
         if console.is_terminal:
             console.print(render.to_rich(table))
         else:
@@ -356,28 +388,31 @@ def _row(row: MethodRow, statistics: Iterable[Statistic], **counts: int) -> Row:
     )
 
 
-def _with_marks(block: Block) -> Block:
+def _with_marks(block: Block, ties: Ties) -> Block:
     """Mark the best and the second of every column, among two or more ranked methods.
 
-    Ranks are those of the printed means, and ties share a rank: after two best there is no
+    Ranks are those of the printed means, and equal means share a rank: after two best there is no
     second.
     """
-    marks: dict[tuple[int, int], frozenset[str]] = {}
+    marks: dict[tuple[int, int], set[str]] = {}
     for c, column in enumerate(COLUMNS):
         means = {
             r: round(mean, DECIMALS) * (-1 if column.higher_is_better else 1)
             for r, row in enumerate(block.rows)
             if not row.oracle and (mean := row.cells[c].mean) is not None
         }
+        metric, structure = column.key.split("_", 1)
         for r, mean in means.items():
             rank = sum(other < mean for other in means.values())
             if rank < 2 and len(means) > 1:
-                marks[r, c] = frozenset({("best", "second")[rank]})
+                marks.setdefault((r, c), set()).add(("best", "second")[rank])
+            if rank and (*(block.pair or ()), structure, metric, block.rows[r].label) in ties:
+                marks.setdefault((r, c), set()).add("tied")
     rows = tuple(
         replace(
             row,
             cells=tuple(
-                replace(cell, marks=marks.get((r, c), frozenset()))
+                replace(cell, marks=frozenset(marks.get((r, c), ())))
                 for c, cell in enumerate(row.cells)
             ),
         )

@@ -18,6 +18,7 @@ from sfuda_bench.report import render
 from sfuda_bench.report.records import read_cases, read_cells
 from sfuda_bench.report.tables import (
     COLUMNS,
+    TIE,
     Block,
     Cell,
     Row,
@@ -386,3 +387,24 @@ def test_reports_import_no_torch(make_store: Make) -> None:
         check=True,
     )
     assert run.stdout.strip() == "False"
+
+
+def test_what_a_test_cannot_tell_from_the_best_is_marked_in_every_form(make_store: Make) -> None:
+    store = make_store()
+    (plain,) = store_tables(store.out, profiles=["standard"])
+    block = plain.blocks[0]
+    worse = next(r for r in block.rows if not r.oracle and "best" not in r.cells[0].marks)
+    assert block.pair is not None
+    ties = {"standard": {(*block.pair, "cup", "dice", worse.label)}}
+    (table,) = store_tables(store.out, profiles=["standard"], ties=ties)
+    marked = [
+        (row.label, c)
+        for other in table.blocks
+        for row in other.rows
+        for c, cell in enumerate(row.cells)
+        if "tied" in cell.marks
+    ]
+    assert marked == [(worse.label, 0)]
+    assert render.to_markdown(table).count(TIE) == 2, "once in the table, once in the caption"
+    assert render.to_latex(table, label="x").count(r"$^{\approx}$") == 1
+    assert not any(TIE in sentence for sentence in plain.caption), "nothing was tested there"

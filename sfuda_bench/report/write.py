@@ -1,0 +1,60 @@
+"""Everything that a store's records say, as files: main tables, comparisons, harm, the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfuda_bench.report.comparison import (
+    compare_store,
+    indistinguishable_from_best,
+    write_comparisons,
+)
+from sfuda_bench.report.extra import write_extra_tables
+from sfuda_bench.report.harm import write_harm
+from sfuda_bench.report.tables import Ties, write_tables
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        paths: Files, main tables first.
+        ties: By profile, what is not distinguishable from the best.
+    """
+
+    paths: tuple[Path, ...]
+    ties: Mapping[str, Ties]
+
+
+def write_report(
+    out: Path,
+    selection: str = "last",
+    profiles: Iterable[str] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Written:
+    """Write every table of a store into ``DIR/tables``; equal scores, equal bytes.
+
+    Args:
+        out: The store.
+        selection: Which epoch counts.
+        profiles: Profiles of the main and the comparison tables, or ``None`` for those found.
+        note: Told about each stage before it starts.
+
+    Raises:
+        UsageError: There is no store, or nothing comparable in it.
+        StoreSchemaError: It has another schema or is damaged.
+    """
+    tell = note or (lambda stage: None)
+    tell("statistics: paired tests and bootstrap")
+    compared = compare_store(out, selection, profiles)
+    ties = {name: indistinguishable_from_best(found) for name, (_, found) in compared.items()}
+    tell("main tables")
+    paths = write_tables(out, selection, profiles, ties)
+    tell("further tables")
+    paths += write_comparisons(out, selection, compared=compared)
+    paths += write_harm(out, selection, scores={n: scores for n, (scores, _) in compared.items()})
+    paths += write_extra_tables(out, selection)
+    return Written(tuple(paths), ties)
