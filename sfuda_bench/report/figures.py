@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sfuda_bench.report import style
 from sfuda_bench.report.figures_curves import adaptation_curves, threshold_curves
 from sfuda_bench.report.figures_data import FigureData, load
+from sfuda_bench.report.figures_ranking import critical_difference_figure, rank_stability
 from sfuda_bench.report.figures_scores import heat_map, image_scores, slopes
 from sfuda_bench.report.figures_vcdr import bland_altman
 from sfuda_bench.running.store import write_bytes
@@ -71,6 +72,14 @@ _KINDS = (
         slopes,
     ),
     _Kind(
+        "ranks",
+        "Stability of ranks",
+        f"Area of a disc: share of 1,000 bootstrap samples of the test images in which the method "
+        f"has that rank. {_MEANS} Bar: rank on the images themselves; line: 95 % interval. Rows "
+        "with target labels are not ranked.",
+        rank_stability,
+    ),
+    _Kind(
         "vcdr",
         "Vertical cup-to-disc ratio",
         f"A point is one test image. {_MEANS} Solid: bias; dashed: 95 % limits of agreement "
@@ -94,6 +103,11 @@ _KINDS = (
         adaptation_curves,
         scored=False,
     ),
+)
+_CRITICAL_DIFFERENCE_CAPTION = (
+    "Mean rank of each method over pairs; a thick bar joins methods whose mean ranks differ by "
+    "less than Nemenyi's critical difference. Pairs share source and target images, so this is a "
+    "picture and no evidence by itself."
 )
 _HEAT_MAP_CAPTION = (
     "Mean over test images. Bold: best of a column among the rows without target labels. "
@@ -159,6 +173,13 @@ def _drawings(
             "Mean Dice per method and pair",
             _HEAT_MAP_CAPTION + how,
             lambda: heat_map(data),
+        )
+        yield (
+            f"critical-difference-{scored}",
+            "Overview",
+            "Mean ranks over pairs",
+            _CRITICAL_DIFFERENCE_CAPTION + how,
+            lambda: critical_difference_figure(data),
         )
     for kind in _KINDS:
         for position, pair in enumerate(data.pairs):

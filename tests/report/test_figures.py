@@ -16,6 +16,7 @@ from sfuda_bench.report import style
 from sfuda_bench.report.figures import SavedFigure, save_figures, write_figures
 from sfuda_bench.report.figures_curves import adaptation_curves, threshold_curves
 from sfuda_bench.report.figures_data import FigureData, FigurePair, load
+from sfuda_bench.report.figures_ranking import critical_difference_figure, rank_stability
 from sfuda_bench.report.figures_scores import heat_map, heat_values, image_scores, slopes
 from sfuda_bench.report.figures_vcdr import bland_altman
 from tests.report.rich_store import RichStore
@@ -29,7 +30,11 @@ SMALL: dict[str, Any] = {
     "profiles": ("standard",),
 }
 
-TINY: dict[str, Any] = {**SMALL, "methods": ("source_only", "cpr"), "pairs": (SYNTHETIC_PAIR,)}
+TINY: dict[str, Any] = {
+    **SMALL,
+    "methods": ("source_only", "bn_adapt", "cpr"),
+    "pairs": (SYNTHETIC_PAIR,),
+}
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +144,40 @@ def test_a_threshold_curve_marks_its_best_threshold(data: FigureData) -> None:
 # -- what is drawn ----------------------------------------------------------------------------
 
 
+def test_ranks_of_resampled_images_add_up_to_one_per_method(
+    data: FigureData, tmp_path: Path
+) -> None:
+    assert rank_stability(data, 0) is None, "a lost run leaves two methods"
+    methods = ("source_only", "bn_adapt", "cpr", "upper")
+    figure = rank_stability(load(RichStore(tmp_path / "s", **{**SMALL, "methods": methods}).out), 0)
+    assert figure is not None
+    for axes in figure.axes:
+        sizes = [blobs.get_sizes().sum() for blobs in axes.collections]
+        assert len(sizes) == 3, "three ranked methods, the oracle is not among them"
+        assert sizes == pytest.approx([sizes[0]] * 3)
+
+
+def test_a_critical_difference_needs_three_pairs_that_every_method_has(
+    data: FigureData, tmp_path: Path
+) -> None:
+    assert critical_difference_figure(data) is None
+    methods = ("source_only", "bn_adapt", "dpl", "cpr", "upper")
+    wide = {"methods": methods, "images": 4, "profiles": ("standard",), "seeds": 1}
+    figure = critical_difference_figure(load(RichStore(tmp_path / "wide", **wide).out))
+    assert figure is not None
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    ranks = [float(text.split("  ")[1]) for text in texts if "  " in text]
+    assert len(ranks) == 4
+    assert sum(ranks) == pytest.approx(4 * 2.5, abs=0.05), "mean ranks of four methods average 2.5"
+
+
 def test_every_kind_of_figure_is_written_as_pdf_and_png(saved: list[SavedFigure]) -> None:
     kinds = {figure.kind for figure in saved}
     assert kinds == {
         "Overview",
         "Dice per image",
         "Change per image",
+        "Stability of ranks",
         "Vertical cup-to-disc ratio",
         "Dice over the threshold",
         "Adaptation curves",
