@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfuda_bench.report import style
-from sfuda_bench.report.figures_data import FigureData
+from sfuda_bench.report.figures_data import HARM_POINTS, FigureData
 from sfuda_bench.scoring.codes import STRUCTURES
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CURVE_COLUMNS = 4
+_DICE, _HARM = "", " "  # panels that are no tracked scalar; both come before every name
 
 
 def threshold_curves(data: FigureData, pair: int) -> Figure | None:
@@ -88,9 +89,10 @@ def adaptation_curves(data: FigureData, pair: int) -> Figure | None:
     several = curves.groupby(["row", "name"])["epoch"].transform("nunique") > 1
     curves = curves[several]
     epochs = data.epochs[data.epochs["pair"] == pair]
-    # Per method: Dice first, whose name is empty, then the scalars by name.
     panels = {(int(row), str(name)) for row, name in curves[["row", "name"]].to_numpy()}
-    panels |= {(row, "") for row in data.rows_of(epochs, pair) if _epoch_count(epochs, row) > 1}
+    for row in data.rows_of(epochs, pair):
+        if _epoch_count(epochs, row) > 1:
+            panels |= {(row, _DICE), (row, _HARM)}
     if not panels:
         return None
     columns = min(len(panels), _CURVE_COLUMNS)
@@ -99,16 +101,22 @@ def adaptation_curves(data: FigureData, pair: int) -> Figure | None:
     axes = style.grid(figure, len(panels), columns)
     for panel, (row, name) in zip(axes, sorted(panels), strict=True):
         line = data.lines[row]
-        if name:
+        of_row = epochs[epochs["row"] == row].sort_values("epoch")
+        if name == _DICE:
+            _dice_panel(panel, of_row, data.average_last, line.colour)
+        elif name == _HARM:
+            _harm_panel(panel, of_row, line.colour)
+        else:
             chosen = curves[(curves["row"] == row) & (curves["name"] == name)]
             _scalar_panel(panel, chosen, line.colour)
-        else:
-            _dice_panel(panel, epochs[epochs["row"] == row], data.average_last, line.colour)
-        _panel_title(panel, line.label, name or "Dice [%], mean of cup and disc")
+        _panel_title(panel, line.label, _TITLES.get(name, name))
     for panel in axes[-columns:]:
         panel.set_xlabel("epoch")
     style.set_title(figure, f"During adaptation, {data.pairs[pair].title}")
     return figure
+
+
+_TITLES = {_DICE: "Dice [%], mean of cup and disc", _HARM: "images made worse [%]"}
 
 
 def _epoch_count(epochs: pd.DataFrame, row: int) -> int:
@@ -128,6 +136,14 @@ def _scalar_panel(axes: Axes, curves: pd.DataFrame, colour: str) -> None:
         axes.plot(run["epoch"], run["value"], color=colour, alpha=0.35, linewidth=0.8)
     mean = curves.groupby("epoch")["value"].mean()
     axes.plot(mean.index, mean, color=colour, linewidth=1.6, marker=".", markersize=4)
+
+
+def _harm_panel(axes: Axes, epochs: pd.DataFrame, colour: str) -> None:
+    for points, dash in zip(HARM_POINTS, ("-", "--"), strict=True):
+        share = epochs[f"worse_{points}"]
+        axes.plot(epochs["epoch"], share, dash, color=colour, linewidth=1.6, label=f"> {points}")
+    axes.set_ylim(-3, 103)
+    axes.legend(loc="upper left", title="Dice points", title_fontsize=6, fontsize=6)
 
 
 def _dice_panel(axes: Axes, epochs: pd.DataFrame, average_last: int, colour: str) -> None:

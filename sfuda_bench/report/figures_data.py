@@ -31,6 +31,8 @@ from sfuda_bench.report.style import (
 )
 
 DEFAULT_PROFILE = "standard"
+HARM_POINTS = (1, 5)
+"""Dice points by which an image must be worse to count as harmed."""
 _EYES = ("image", "selection", "vcdr_prediction", "vcdr_truth")
 _CURVE = ("epoch", "name", "value")
 _THRESHOLDS = ("threshold", "structure", "image", "dice")
@@ -109,7 +111,9 @@ class FigureData:
         eyes: ``image``, ``vcdr_prediction``, ``vcdr_truth``: means over runs.
         thresholds: ``threshold``, ``structure``, ``dice`` [%]: means over runs and images.
         curves: ``key``, ``epoch``, ``name``, ``value``: single runs.
-        epochs: ``epoch``, ``dice`` [%]: means over runs, structures and images.
+        epochs: ``epoch``, means over runs, structures and images: ``dice`` [%], and ``worse_1``
+            and ``worse_5`` [%], the share of images that are worse than before adaptation (epoch
+            0) by more than 1 and 5 Dice points.
         average_last: The k of a stored ``average-last-k``, or 0.
     """
 
@@ -293,7 +297,15 @@ def _threshold_means(frame: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
 
 def _epoch_means(frame: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
     found = frame.assign(dice=100 * frame["dice"])
-    return _means(_complete(found, places), ["epoch"], ["dice"])
+    case = ["key", "structure", "image"]
+    before = found.loc[found["epoch"] == 0, [*case, "dice"]]
+    found = found.merge(before, on=case, how="left", suffixes=("", "_before"))
+    lost = found["dice_before"] - found["dice"]
+    for points in HARM_POINTS:
+        # NaN, not 0, where epoch 0 was not recorded.
+        found[f"worse_{points}"] = (100.0 * (lost > points)).where(lost.notna())
+    names = ["dice", *(f"worse_{points}" for points in HARM_POINTS)]
+    return _means(_complete(found, places), ["epoch"], names)
 
 
 def _curves(cells: Iterable[CellRecord], places: pd.DataFrame) -> pd.DataFrame:

@@ -330,15 +330,35 @@ def hierarchical_interval(
     Undefined:
         Nothing to resample (one run on one image, or nothing defined): NaN.
     """
-    defined = ~np.isnan(differences)
-    if differences.size < 2 or not defined.any():
+    if differences.size < 2 or np.isnan(differences).all():
         return Interval(math.nan, math.nan)
-    runs, images = _weights(tuple(source_seeds), differences.shape[1], resamples, seed)
-    total = ((runs @ np.where(defined, differences, 0.0)) * images).sum(axis=1)
-    count = ((runs @ defined.astype(np.float64)) * images).sum(axis=1)
-    means = total[count > 0] / count[count > 0]
+    means = _defined(resampled_means(differences, source_seeds, resamples=resamples, seed=seed))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def resampled_means(
+    values: Array, source_seeds: Sequence[int], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Array:
+    """Return the means of the bootstrap behind :func:`hierarchical_interval`.
+
+    Equal shapes, source seeds and ``seed`` give equal draws, so that the resamples of two
+    quantities of the same runs and images are paired.
+
+    Args:
+        values: (runs, images); NaN where undefined.
+        source_seeds: (runs,) the source seed of each run.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        (resamples,) means; NaN where a resample drew nothing that is defined.
+    """
+    defined = ~np.isnan(values)
+    runs, images = _weights(tuple(source_seeds), values.shape[1], resamples, seed)
+    total = ((runs @ np.where(defined, values, 0.0)) * images).sum(axis=1)
+    count = ((runs @ defined.astype(np.float64)) * images).sum(axis=1)
+    return np.where(count > 0, total / np.where(count > 0, count, 1.0), np.nan)
 
 
 @lru_cache(maxsize=8)

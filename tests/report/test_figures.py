@@ -131,6 +131,21 @@ def test_selection_marks_sit_on_the_last_and_on_the_best_epoch(data: FigureData)
     assert len(panel.patches) == 1  # the epochs of average-last-5
 
 
+def test_harm_over_epochs_counts_images_that_fell_below_the_unadapted_model(
+    tmp_path: Path,
+) -> None:
+    store = RichStore(tmp_path / "s", **{**TINY, "seeds": 1})
+    (path,) = store.out.glob("cells/cpr/*/*/epochs-standard.parquet")
+    frame = read_parquet(path)
+    fell = (frame["epoch"] == 2) & (frame["image"] == "image0") & (frame["structure"] == "cup")
+    frame.loc[fell, "dice"] = frame.loc[frame["epoch"] == 0, "dice"].iloc[0] - 0.03
+    write_parquet(frame, path)
+    epochs = load(store.out).epochs.set_index("epoch")
+    assert epochs.loc[2, "worse_1"] == pytest.approx(100 / 10), "one of 5 images x 2 structures"
+    assert epochs.loc[2, "worse_5"] == 0
+    assert epochs.loc[0, "worse_1"] == 0
+
+
 def test_a_threshold_curve_marks_its_best_threshold(data: FigureData) -> None:
     figure = threshold_curves(data, 0)
     assert figure is not None
