@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sfuda_bench.errors import UsageError
-from sfuda_bench.report.plain import PlainColumn, PlainTable, Value, to_latex, to_markdown
+from sfuda_bench.report.plain import PlainColumn, PlainTable, Value, write_texts
 from sfuda_bench.report.records import read_cases, read_scoring
 from sfuda_bench.report.rows import MethodRow, Pair
 from sfuda_bench.report.scope import Scope, chosen, pair_label, read_scope
@@ -33,7 +33,6 @@ from sfuda_bench.report.statistics import (
     interval_over_pairs,
 )
 from sfuda_bench.report.summary import ASD_COLUMNS, METRICS
-from sfuda_bench.running.store import write_bytes
 from sfuda_bench.scoring.codes import STRUCTURES
 
 Run = tuple[int, int]
@@ -610,30 +609,6 @@ def file_name(kind: str, profile: str, selection: str) -> str:
     return f"{kind}-{profile}{suffix}"
 
 
-def to_longtable(table: PlainTable) -> str:
-    r"""Return LaTeX that breaks over pages, which needs ``booktabs`` and ``longtable``."""
-    lines = to_latex(table).splitlines()
-    top, middle, bottom = (lines.index(rf"\{name}rule") for name in ("top", "mid", "bottom"))
-    opening = next(line for line in lines if line.startswith(r"\begin{tabular}"))
-    header = lines[top : middle + 1]
-    caption = lines[lines.index(r"\caption{%") : lines.index(opening)]
-    return "\n".join(
-        [
-            r"% Needs \usepackage{booktabs,longtable}",
-            r"\setlength{\LTcapwidth}{\linewidth}",
-            opening.replace("tabular", "longtable"),
-            *caption[:-1],
-            rf"{caption[-1]} \\",
-            *(*header, r"\endfirsthead"),
-            *(*header, r"\endhead"),
-            *(r"\bottomrule", r"\endfoot"),
-            *lines[middle + 1 : bottom],
-            r"\end{longtable}",
-            "",
-        ]
-    )
-
-
 def compare_store(
     out: Path, selection: str = "last", profiles: Iterable[str] | None = None
 ) -> dict[str, tuple[Scores, Comparison]]:
@@ -658,8 +633,8 @@ def write_comparisons(
         compared: From :func:`compare_store`, if it was called before.
 
     Returns:
-        Files written: ``comparison-<profile>.csv``, ``.md``, ``.tex``; none for a profile with
-        nothing to compare.
+        Files written: ``comparison-<profile>.csv``, ``.md``, ``.tex`` and ``standalone/``; none for
+        a profile with nothing to compare.
 
     Raises:
         UsageError: There is no store, or the methods of a pair were scored on different images.
@@ -673,11 +648,7 @@ def write_comparisons(
             continue
         name = file_name("comparison", profile, selection)
         table = comparison_table(comparison, name, scores.synthetic)
-        # Every column, p values with all their digits; LaTeX that breaks over pages.
+        # Every column, p values with all their digits.
         numbers = comparison.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
-        files = {"csv": numbers, "md": to_markdown(table), "tex": to_longtable(table)}
-        for ending, text in files.items():
-            path = out / "tables" / f"{name}.{ending}"
-            write_bytes(path, text.encode())
-            written.append(path)
+        written += write_texts(out / "tables", name, table, numbers)
     return written

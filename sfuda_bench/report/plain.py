@@ -15,6 +15,8 @@ from sfuda_bench.running.store import write_bytes
 
 Value = str | int | float | None
 _CSV_DECIMALS = 6
+_LONG, _WIDE = 40, 8  # rows that fit a page, columns that fit its width
+_MM_PER_LETTER, _MM_PER_COLUMN = 1.9, 5.0
 _MARKDOWN = str.maketrans({"|": r"\|", "*": r"\*", "<": "&lt;", "`": r"\`", "\n": " "})
 
 
@@ -59,20 +61,29 @@ class PlainTable:
 
 
 def write_plain(out: Path, table: PlainTable, suffix: str = "") -> list[Path]:
-    """Write ``DIR/tables/<name>.{csv,md,tex}``; the LaTeX is a fragment. Equal values, equal bytes.
+    """Write ``DIR/tables/<name>.{csv,md,tex}`` and ``standalone/<name>.tex``, a whole document.
+
+    Equal values give equal bytes.
 
     Args:
         out: The store.
         table: The table.
         suffix: Goes between its name and the ending.
     """
-    texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
-    paths = []
-    for ending, text in texts.items():
-        path = out / "tables" / f"{table.name}{suffix}.{ending}"
+    return write_texts(out / "tables", f"{table.name}{suffix}", table, to_csv(table))
+
+
+def write_texts(folder: Path, name: str, table: PlainTable, csv_text: str) -> list[Path]:
+    """Write a table's four files; its CSV may hold more than :func:`to_csv` gives."""
+    texts = {
+        folder / f"{name}.csv": csv_text,
+        folder / f"{name}.md": to_markdown(table),
+        folder / f"{name}.tex": to_latex(table),
+        folder / "standalone" / f"{name}.tex": to_standalone(table),
+    }
+    for path, text in texts.items():
         write_bytes(path, text.encode())
-        paths.append(path)
-    return paths
+    return list(texts)
 
 
 def to_csv(table: PlainTable) -> str:
@@ -96,28 +107,105 @@ def to_markdown(table: PlainTable) -> str:
 
 
 def to_latex(table: PlainTable) -> str:
-    r"""Return a ``table`` float for ``\input``, which needs ``booktabs``."""
+    r"""Return a fragment for ``\input``, which needs ``booktabs``, ``longtable`` and ``siunitx``.
+
+    A table of more than forty rows breaks over pages; one of more than eight columns is set small.
+    """
     headers, rows = _printed(table)
-    kinds = "".join("l" if place < table.keys else "r" for place in range(len(headers)))
-    body = [" & ".join(escape_latex(text) for text in row) + r" \\" for row in rows]
-    lines = [
-        r"% Needs \usepackage{booktabs}",
-        r"\begin{table}[tbp]",
-        r"\centering",
+    numeric = _numeric_formats(table, rows)
+    body = [" & ".join(map(_latex_entry, row, numeric)) + r" \\" for row in rows]
+    titles = [
+        f"{{{escape_latex(header)}}}" if form else escape_latex(header)
+        for header, form in zip(headers, numeric, strict=True)
+    ]
+    header = [r"\toprule", " & ".join(titles) + r" \\", r"\midrule"]
+    caption = [
         r"\caption{%",
         *(escape_latex(sentence) for sentence in (table.title, *table.caption)),
-        r"}",
-        rf"\label{{tab:{table.name}}}",
-        rf"\begin{{tabular}}{{{kinds}}}",
-        r"\toprule",
-        " & ".join(escape_latex(header) for header in headers) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
     ]
+    kinds = "".join(form or "l" for form in numeric)
+    small = [r"\footnotesize", r"\setlength{\tabcolsep}{3pt}"] if len(headers) > _WIDE else []
+    label = rf"\label{{tab:{table.name}}}"
+    needs = r"% Needs \usepackage{booktabs,longtable,siunitx}"
+    if len(rows) > _LONG:
+        lines = [
+            needs,
+            r"\begingroup",
+            *small,
+            r"\setlength{\LTcapwidth}{\linewidth}",
+            rf"\begin{{longtable}}{{{kinds}}}",
+            *caption,
+            rf"}}{label} \\",
+            *(*header, r"\endfirsthead"),
+            *(*header, r"\endhead"),
+            *(r"\bottomrule", r"\endfoot"),
+            *body,
+            r"\end{longtable}",
+            r"\endgroup",
+        ]
+    else:
+        lines = [
+            needs,
+            r"\begin{table}[tbp]",
+            r"\centering",
+            *small,
+            *caption,
+            r"}",
+            label,
+            rf"\begin{{tabular}}{{{kinds}}}",
+            *header,
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
     return "\n".join([*lines, ""])
+
+
+def to_standalone(table: PlainTable) -> str:
+    """Return a whole LaTeX document with the fragment inside, on paper as wide as the table."""
+    headers, rows = _printed(table)
+    letters = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    width = max(170, round(sum(letters) * _MM_PER_LETTER + len(letters) * _MM_PER_COLUMN + 40))
+    height = min(80 + 6 * len(rows) + 4 * len(table.caption), 420)
+    return "\n".join(
+        [
+            r"\documentclass{article}",
+            r"\usepackage[T1]{fontenc}",
+            r"\usepackage[utf8]{inputenc}",
+            r"\usepackage{booktabs,longtable,siunitx}",
+            rf"\usepackage[paperwidth={width}mm,paperheight={height}mm,margin=15mm]{{geometry}}",
+            r"\pagestyle{empty}",
+            r"\begin{document}",
+            to_latex(table) + r"\end{document}",
+            "",
+        ]
+    )
+
+
+def _numeric_formats(table: PlainTable, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return siunitx's column type of every printed column of numbers, and nothing of texts."""
+    formats = []
+    places = [place for place, column in enumerate(table.columns) if column.printed]
+    for position, place in enumerate(places):
+        values = [row[place] for row in table.rows]
+        numbers = all(value is None or isinstance(value, int | float) for value in values)
+        texts = [row[position] for row in rows if row[position] != MISSING]
+        if position < table.keys or not numbers or not texts:
+            formats.append("" if position < table.keys or not numbers else "c")
+            continue
+        whole = max(len(text.lstrip("+-").partition(".")[0]) for text in texts)
+        decimals = max(len(text.partition(".")[2]) for text in texts)
+        sign = "+" if any(text[0] in "+-" for text in texts) else ""
+        shape = f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+        formats.append(f"S[table-format={shape},retain-explicit-plus]")
+    return formats
+
+
+def _latex_entry(text: str, form: str) -> str:
+    if form.startswith("S"):
+        return text if text != MISSING else f"{{{escape_latex(text)}}}"
+    return escape_latex(text)
 
 
 def _printed(table: PlainTable) -> tuple[list[str], list[list[str]]]:

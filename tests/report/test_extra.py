@@ -4,13 +4,21 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sfuda_bench.report.extra import NOTES, write_extra_tables
-from sfuda_bench.report.plain import PlainColumn, PlainTable, to_csv, to_latex, to_markdown
+from sfuda_bench.report.plain import (
+    PlainColumn,
+    PlainTable,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_standalone,
+)
 
 TABLE = PlainTable(
     name="t",
@@ -50,6 +58,19 @@ def test_latex_is_escaped() -> None:
     assert r"C\_1 \& more." in text and r"a & x\textbar{}y & +1.2 \\" in text
 
 
+def test_numbers_are_aligned_at_the_point_and_texts_in_their_column_are_braced() -> None:
+    text = to_latex(TABLE)
+    assert r"\begin{tabular}{llS[table-format=+1.1,retain-explicit-plus]}" in text
+    assert r"b & z & {--} \\" in text and "{value [px]}" in text
+
+
+def test_a_long_table_breaks_over_pages_and_repeats_its_header() -> None:
+    rows = tuple(("a", f"m{n}", float(n), "h") for n in range(60))
+    text = to_latex(replace(TABLE, rows=rows))
+    assert text.index(r"\begin{longtable}") < text.index(r"\caption{") < text.index(r"\endhead")
+    assert text.count(r"\toprule") == 2 and r"\begin{table}" not in text
+
+
 def test_what_has_no_records_is_named_and_the_rest_is_written(
     make_store: Callable[..., Any],
 ) -> None:
@@ -79,8 +100,14 @@ def test_another_selection_never_takes_a_place(make_store: Callable[..., Any]) -
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_the_latex_compiles(tmp_path: Path) -> None:
-    body = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}"
-    (tmp_path / "t.tex").write_text(f"{body}\n{to_latex(TABLE)}\n\\end{{document}}\n", "utf-8")
+@pytest.mark.parametrize("copies", [1, 40])
+def test_the_whole_document_compiles_within_its_page(tmp_path: Path, copies: int) -> None:
+    wide = replace(TABLE, columns=TABLE.columns[:2] + TABLE.columns[2:] * 5)
+    rows = tuple((*row[:2], *row[2:] * 5) for row in TABLE.rows) * copies
+    (tmp_path / "t.tex").write_text(to_standalone(replace(wide, rows=rows)), "utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    if "siunitx.sty' not found" in run.stdout:
+        pytest.skip("needs siunitx (texlive-science)")
+    assert run.returncode == 0, run.stdout[-1500:]
+    assert "Overfull" not in run.stdout
