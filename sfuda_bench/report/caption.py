@@ -19,6 +19,7 @@ _STRICTNESS = {
     "S1": "also scalars of the source data",
     "S2": "also tensors from source images",
 }
+_ON_SOURCE_TEST = "source_test_best"
 _SELECTIONS = {
     "last": "last epoch",
     "oracle": "best epoch on the target test labels (oracle †)",
@@ -93,15 +94,17 @@ def _profile(profile: str, scoring: Mapping[str, Any]) -> str:
 
 
 def _setting(facts: Facts) -> str:
-    presets = _list(dict.fromkeys(cell.preset for cell in facts.asked))
-    text = f"Preset: {presets}."
+    presets = _list(dict.fromkeys(cell.preset for cell in facts.asked if cell.preset))
+    text = f"Preset: {presets}." if presets else ""
     networks = dict.fromkeys(_network(cell.network) for cell in facts.stored)
     if networks:
         text += f" Network: {_list(networks)}."
     sizes = sorted({cell.image_size for cell in facts.stored})
     if sizes:
         text += f" Image size: {_list(sizes)} px."
-    return text
+    if any(cell.record.get("source_selection") == _ON_SOURCE_TEST for cell in facts.stored):
+        text += f" Source models are chosen on their own test split ({_ON_SOURCE_TEST})."
+    return text.strip()
 
 
 def _network(network: Mapping[str, Any]) -> str:

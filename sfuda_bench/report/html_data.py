@@ -44,7 +44,7 @@ _TOP_FIELDS = (
     "target",
     "source_seed",
     "seed",
-    "preset",
+    "source_selection",
     "synthetic",
     "image_size",
     "precision",

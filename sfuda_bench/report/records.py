@@ -51,7 +51,6 @@ class CellRecord:
         inference: How the adapted network is run.
         network: Name, encoder and encoder weights.
         image_size: Side of the model's input, in pixels.
-        preset: Name of the preset.
         precision: ``float32`` or ``bfloat16``.
         synthetic: Whether either domain is synthetic.
         config: The method's resolved settings.
@@ -74,7 +73,6 @@ class CellRecord:
     inference: Mapping[str, Any]
     network: Mapping[str, Any]
     image_size: int
-    preset: str
     precision: str
     synthetic: bool
     config: Mapping[str, Any]
@@ -91,7 +89,9 @@ class CellRecord:
 class AskedCell:
     """One cell that a run asked for, finished or not.
 
-    Attributes are those of the same names in :class:`CellRecord`.
+    Attributes are those of the same names in :class:`CellRecord`, and the preset under which
+    the cell was asked for; empty where no run is known. A cell itself has none: its settings are
+    what it is known by, and two presets may share it.
     """
 
     key: str
@@ -104,8 +104,8 @@ class AskedCell:
     source_seed: int
     seed: int
     protocol: str
-    preset: str
     synthetic: bool
+    preset: str = ""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -216,7 +216,7 @@ def read_plan(out: Path) -> list[AskedCell] | None:
 
 def asked_from(cells: Sequence[CellRecord]) -> list[AskedCell]:
     """Return stored cells as if a run had asked for exactly them."""
-    names = [field.name for field in fields(AskedCell)]
+    names = [field.name for field in fields(AskedCell) if field.name != "preset"]
     return [AskedCell(**{name: getattr(cell, name) for name in names}) for cell in cells]
 
 

@@ -120,7 +120,6 @@ def _signature(cell: CellRecord | None) -> tuple[tuple[str, str], ...]:
         return ()
     settings: dict[str, Any] = {
         "version": cell.method_version,
-        "preset": cell.preset,
         "precision": cell.precision,
         "image_size": cell.image_size,
     }
