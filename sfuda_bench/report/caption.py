@@ -86,6 +86,10 @@ def _profile(profile: str, scoring: Mapping[str, Any]) -> str:
     if "threshold" not in scoring:
         return f"Scoring profile: {profile}."
     details = [f"threshold {scoring['threshold']:g}"]
+    if scoring.get("cup_threshold") is not None:
+        details = [f"threshold disc {scoring['threshold']:g}, cup {scoring['cup_threshold']:g}"]
+    if scoring.get("postprocessing"):
+        details.append(f"post-processing {scoring['postprocessing']}")
     if scoring.get("smooth"):
         details.append(f"Dice smoothed by {scoring['smooth']:g}")
     if scoring["engine"] != "core":

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
-from sfuda_bench.report.records import read_cases, read_scoring
+from sfuda_bench.report.records import CellRecord, read_cases, read_scoring
 from sfuda_bench.report.rows import MethodRow, Pair
-from sfuda_bench.report.scope import Scope
+from sfuda_bench.report.scope import ORACLE_MARK, Scope
 from sfuda_bench.report.summary import Statistic, cases_by_cell, summarise
+from sfuda_bench.running.store import read_json
 
 ORACLE = "oracle"
+LAST = "last"
+LABEL_FREE = "label-free:"
 _METRICS = ("dice_cup", "dice_disc", "dice_avg")
 
 Found = Mapping[str, Mapping[str, Statistic]]
@@ -22,6 +25,8 @@ Found = Mapping[str, Mapping[str, Statistic]]
 
 def selection_table(scope: Scope, profile: str) -> PlainTable | None:
     """Build the table of one profile, or ``None`` when only the last epoch was stored.
+
+    One line per pair, row and selection, so that any number of validators stays readable.
 
     Args:
         scope: The cells.
@@ -39,29 +44,48 @@ def selection_table(scope: Scope, profile: str) -> PlainTable | None:
     rows: list[tuple[Value, ...]] = []
     for pair in scope.pairs:
         for row in scope.rows:
-            if not _trained(scope, row, pair):
+            trained = _trained(scope, row, pair)
+            if not trained:
                 continue
             found = {
                 name: summarise(row.of_pair(pair), by_selection[name]) or {} for name in selections
             }
-            rows.append((scope.pair_name(pair), scope.row_name(row), *_entries(found)))
+            head = (scope.pair_name(pair), scope.row_name(row))
+            for name, entries in _lines(found):
+                marked = f"{name} {ORACLE_MARK}" if name == ORACLE else name
+                rows.append((*head, marked, *entries, _epochs(trained, name)))
     caption = (
         f"Dice in percent, scoring profile {profile}; methods that train in epochs only.",
-        "Oracle: the best epoch on the target test labels, an upper bound and no result.",
+        f"{ORACLE_MARK} the best epoch on the target test labels: an upper bound and no result.",
+        "Label-free selections see unlabelled target train images only; epoch 0, the unadapted "
+        "source model, is always a candidate.",
         "Regret: Dice of the oracle's epoch minus Dice of this selection, mean of cup and disc.",
-        *scope.marks,
+        *(sentence for sentence in scope.marks if not sentence.startswith(ORACLE_MARK)),
     )
     title = "Dice by the rule that selects the scored epoch."
-    columns = _columns(selections)
-    return PlainTable(f"selection-{profile}", title, caption, columns, tuple(rows))
+    return PlainTable(f"selection-{profile}", title, caption, _COLUMNS, tuple(rows), keys=3)
+
+
+_COLUMNS = (
+    PlainColumn("pair", "pair"),
+    PlainColumn("method", "method"),
+    PlainColumn("selection", "selection"),
+    *(PlainColumn(metric, metric.removeprefix("dice_")) for metric in _METRICS),
+    PlainColumn("regret", "regret", signed=True),
+    PlainColumn("epoch", "epoch"),
+)
 
 
 def _ordered(cases: pd.DataFrame) -> list[str]:
-    """Return the stored selections: last first, averages, label-free ones, the oracle last."""
-    return sorted(
-        {str(name) for name in cases["selection"].tolist()},
-        key=lambda name: (name == ORACLE, name != "last", _natural(name)),
-    )
+    """Return the stored selections: last, averages, label-free ones, the oracle last."""
+    return sorted({str(name) for name in cases["selection"].tolist()}, key=_place)
+
+
+def _place(name: str) -> tuple[bool, bool, bool, bool, list[tuple[int, str]]]:
+    """Return a key: among label-free selections the primary one comes first."""
+    free = name.startswith(LABEL_FREE)
+    primary = name == f"{LABEL_FREE}primary"
+    return (name == ORACLE, name != LAST, free, free and not primary, _natural(name))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -70,36 +94,38 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
-def _columns(selections: list[str]) -> tuple[PlainColumn, ...]:
-    head = [PlainColumn("pair", "pair"), PlainColumn("method", "method")]
-    dice = [
-        PlainColumn(f"{metric}_{name}", f"{metric.removeprefix('dice_')} {name}")
-        for name in selections
-        for metric in _METRICS
-    ]
-    regret = [
-        PlainColumn(f"regret_{name}", f"regret {name}", signed=True)
-        for name in selections
-        if name != ORACLE and ORACLE in selections
-    ]
-    return (*head, *dice, *regret)
+def _lines(found: Found) -> list[tuple[str, list[Value]]]:
+    """Return each selection with its Dice of cup, disc and average, and its regret."""
+    best = found.get(ORACLE, {}).get("dice_avg", Statistic()).mean
+    lines: list[tuple[str, list[Value]]] = []
+    for name, statistics in found.items():
+        means = [statistics.get(metric, Statistic()).mean for metric in _METRICS]
+        average = means[-1]
+        regret = None
+        if best is not None and average is not None and name != ORACLE:
+            regret = best - average
+        lines.append((name, [*means, regret]))
+    return lines
 
 
-def _entries(found: Found) -> list[Value]:
-    means: dict[tuple[str, str], float | None] = {
-        (name, metric): statistics.get(metric, Statistic()).mean
-        for name, statistics in found.items()
-        for metric in _METRICS
-    }
-    best = means.get((ORACLE, "dice_avg"))
-    regrets: list[Value] = []
-    for name in found:
-        if name != ORACLE and ORACLE in found:
-            mean = means[name, "dice_avg"]
-            regrets.append(None if best is None or mean is None else best - mean)
-    return [*means.values(), *regrets]
+def _epochs(cells: Iterable[CellRecord], selection: str) -> str | None:
+    """Return the epoch that a selection chose; of several runs each one that occurs."""
+    chosen = sorted({e for cell in cells if (e := _epoch(cell, selection)) is not None})
+    return ", ".join(map(str, chosen)) or None
 
 
-def _trained(scope: Scope, row: MethodRow, pair: Pair) -> bool:
+def _epoch(cell: CellRecord, selection: str) -> int | None:
+    if selection == LAST:
+        return cell.epochs
+    path = cell.folder / "selections.json"
+    if not path.is_file():
+        return None
+    epoch = read_json(path).get(selection)
+    return epoch if isinstance(epoch, int) else None
+
+
+def _trained(scope: Scope, row: MethodRow, pair: Pair) -> list[CellRecord]:
+    """Return the finished cells of a row, if any of them trained in epochs."""
     finished = [scope.stored.get(cell.key) for cell in row.of_pair(pair)]
-    return any(cell is not None and cell.epochs for cell in finished)
+    cells = [cell for cell in finished if cell is not None]
+    return cells if any(cell.epochs for cell in cells) else []

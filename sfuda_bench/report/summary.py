@@ -17,7 +17,7 @@ MISSING = "\N{EN DASH}"
 ASD_COLUMNS = {"directed": "assd_directed_px", "pooled": "assd_pooled_px"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """The scores of one structure on one image.
 
@@ -69,6 +69,8 @@ def cases_by_cell(
     by_cell: dict[str, CellCases] = {}
     columns = ["dice", ASD_COLUMNS[asd_definition], "empty_prediction", "empty_truth"]
     names = ["key", "selection", "structure", "image", *columns]
+    # What no cell can need is dropped first, as a whole: most rows belong to other selections.
+    cases = cases.loc[cases["selection"].isin({selection, "last"}), names]
     for key, chosen, structure, image, *values in zip(
         *(cases[name].tolist() for name in names), strict=True
     ):

@@ -320,7 +320,7 @@ def print_tables(
 
 
 def _check_selection(selection: str, cases: pd.DataFrame) -> None:
-    present = sorted(set(cases["selection"]))
+    present = sorted(cases["selection"].unique())
     if selection not in present and present and selection != "last":
         raise UsageError(
             f"no stored score has the selection '{selection}', there are: {', '.join(present)}",
