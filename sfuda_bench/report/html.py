@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from sfuda_bench.report.comparison import Comparison, Scores
 from sfuda_bench.report.figures import Note, SavedFigure, save_figures
 from sfuda_bench.report.html_data import ReportData, report_data
 from sfuda_bench.report.style import slug
@@ -19,7 +20,12 @@ from sfuda_bench.running.store import write_bytes
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_html(out: Path, selection: str = "last", note: Note | None = None) -> Path:
+def write_html(
+    out: Path,
+    selection: str = "last",
+    note: Note | None = None,
+    compared: Mapping[str, tuple[Scores, Comparison]] | None = None,
+) -> Path:
     """Write ``DIR/report.html`` and the figures in it; equal records give equal bytes.
 
     The file asks the network for nothing: style, script and figures are inside, and its own
@@ -29,6 +35,7 @@ def write_html(out: Path, selection: str = "last", note: Note | None = None) -> 
         out: The store.
         selection: Which epoch counts; any but ``last`` is named in the file name.
         note: Told the name of each figure before it is drawn.
+        compared: From ``comparison.compare_store``, if it was called before.
 
     Returns:
         The file.
@@ -37,7 +44,7 @@ def write_html(out: Path, selection: str = "last", note: Note | None = None) -> 
         UsageError: There is no store, or nothing comparable in it.
         StoreSchemaError: It has another schema or is damaged.
     """
-    data = report_data(out, selection)
+    data = report_data(out, selection, compared)
     scored = any(detail["state"] == "finished" for detail in data.cells.values())
     figures = save_figures(out, selection, note=note) if scored else []
     chosen = "" if selection == "last" else f"-{slug(selection)}"

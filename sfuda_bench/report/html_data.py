@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +12,18 @@ from typing import Any
 import pandas as pd
 
 from sfuda_bench.frames import read_parquet
+from sfuda_bench.report.comparison import (
+    Comparison,
+    Scores,
+    compare_store,
+    comparison_table,
+    file_name,
+    indistinguishable_from_best,
+)
+from sfuda_bench.report.extra import extra_tables
 from sfuda_bench.report.figures_data import DEFAULT_PROFILE
+from sfuda_bench.report.harm import harm, harm_table
+from sfuda_bench.report.plain import printed
 from sfuda_bench.report.records import (
     AskedCell,
     CellRecord,
@@ -23,6 +34,7 @@ from sfuda_bench.report.records import (
     read_scoring,
 )
 from sfuda_bench.report.rows import method_rows
+from sfuda_bench.report.scope import Scope, read_scope
 from sfuda_bench.report.status import status
 from sfuda_bench.report.summary import cases_by_cell, summarise
 from sfuda_bench.report.tables import Block, Row, Table, store_tables
@@ -97,6 +109,18 @@ class HtmlTable:
 
 
 @dataclass(frozen=True)
+class FurtherTable:
+    """A table beyond the main ones: title, caption, headers and texts; the first are its keys."""
+
+    name: str
+    title: str
+    caption: tuple[str, ...]
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    keys: int
+
+
+@dataclass(frozen=True)
 class ReportData:
     """All that the page shows beside the figures.
 
@@ -106,6 +130,7 @@ class ReportData:
         unfinished: Asked cells without a result: ``key``, ``state`` and what they are.
         other_failures: Failures of what is no asked cell, such as a source model.
         counts: Number of asked cells by state.
+        further: Every other table, in print's form.
     """
 
     tables: tuple[HtmlTable, ...]
@@ -113,21 +138,32 @@ class ReportData:
     unfinished: tuple[Mapping[str, Any], ...]
     other_failures: tuple[Mapping[str, Any], ...]
     counts: Mapping[str, int]
+    further: tuple[FurtherTable, ...] = ()
 
 
-def report_data(out: Path, selection: str = "last") -> ReportData:
+def report_data(
+    out: Path,
+    selection: str = "last",
+    compared: Mapping[str, tuple[Scores, Comparison]] | None = None,
+) -> ReportData:
     """Collect what the page shows.
 
     Args:
         out: The store.
         selection: Which epoch counts in the tables.
+        compared: From ``comparison.compare_store``, if it was called before.
 
     Raises:
         UsageError: There is no store, or nothing comparable in it.
         StoreSchemaError: It has another schema or is damaged.
     """
+    if compared is None:
+        compared = compare_store(out, selection)
+    ties = {name: indistinguishable_from_best(found) for name, (_, found) in compared.items()}
     # The figures' profile comes first.
-    tables = sorted(store_tables(out, selection), key=lambda t: t.profile != DEFAULT_PROFILE)
+    tables = sorted(
+        store_tables(out, selection, ties=ties), key=lambda t: t.profile != DEFAULT_PROFILE
+    )
     cells = read_cells(out)
     plan = read_plan(out)
     asked = asked_from(cells) if plan is None else plan
@@ -150,7 +186,27 @@ def report_data(out: Path, selection: str = "last") -> ReportData:
         unfinished=tuple(unfinished),
         other_failures=tuple(f for f in failures if f["folder"] not in folders),
         counts={state: states.count(state) for state in _STATES if state in states},
+        further=tuple(_further(read_scope(out, selection), compared)),
     )
+
+
+def _further(
+    scope: Scope, compared: Mapping[str, tuple[Scores, Comparison]]
+) -> Iterator[FurtherTable]:
+    tables, _ = extra_tables(scope)
+    for profile, (scores, comparison) in compared.items():
+        if not comparison.frame.empty:
+            name = file_name("comparison", profile, scope.selection)
+            tables.append(comparison_table(comparison, name, scores.synthetic))
+        harmed = harm(scores)
+        if not harmed.empty:
+            tables.append(harm_table(harmed, scores, file_name("harm", profile, scope.selection)))
+    for table in tables:
+        headers, rows = printed(table)
+        texts = tuple(tuple(row) for row in rows)
+        yield FurtherTable(
+            table.name, table.title, tuple(table.caption), tuple(headers), texts, table.keys
+        )
 
 
 def _flat(

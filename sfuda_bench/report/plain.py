@@ -98,7 +98,7 @@ def to_csv(table: PlainTable) -> str:
 
 def to_markdown(table: PlainTable) -> str:
     """Return a Markdown document: title, table, caption."""
-    headers, rows = _printed(table)
+    headers, rows = printed(table)
     marks = ["---" if place < table.keys else "---:" for place in range(len(headers))]
     lines = [_pipe([text.translate(_MARKDOWN) for text in headers]), _pipe(marks)]
     lines += [_pipe([text.translate(_MARKDOWN) for text in row]) for row in rows]
@@ -111,7 +111,7 @@ def to_latex(table: PlainTable) -> str:
 
     A table of more than forty rows breaks over pages; one of more than eight columns is set small.
     """
-    headers, rows = _printed(table)
+    headers, rows = printed(table)
     numeric = _numeric_formats(table, rows)
     body = [" & ".join(map(_latex_entry, row, numeric)) + r" \\" for row in rows]
     titles = [
@@ -164,7 +164,7 @@ def to_latex(table: PlainTable) -> str:
 
 def to_standalone(table: PlainTable) -> str:
     """Return a whole LaTeX document with the fragment inside, on paper as wide as the table."""
-    headers, rows = _printed(table)
+    headers, rows = printed(table)
     letters = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     width = max(170, round(sum(letters) * _MM_PER_LETTER + len(letters) * _MM_PER_COLUMN + 40))
     height = min(80 + 6 * len(rows) + 4 * len(table.caption), 420)
@@ -208,7 +208,8 @@ def _latex_entry(text: str, form: str) -> str:
     return escape_latex(text)
 
 
-def _printed(table: PlainTable) -> tuple[list[str], list[list[str]]]:
+def printed(table: PlainTable) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and the entries that are printed, repeated keys left blank."""
     places = [place for place, column in enumerate(table.columns) if column.printed]
     rows = []
     above: Sequence[Value] = ()

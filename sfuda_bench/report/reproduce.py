@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,19 @@ from typing import Any
 from scipy.stats import t as student
 
 from sfuda_bench.errors import CheckFailed, UsageError
+from sfuda_bench.registry import did_you_mean
 from sfuda_bench.report.plain import PlainColumn, PlainTable
-from sfuda_bench.report.published import NO_PROFILE, NOT_STATED, PublishedValue, read_published
+from sfuda_bench.report.published import (
+    NO_PROFILE,
+    NOT_STATED,
+    PARTS,
+    PublishedValue,
+    read_published,
+)
 from sfuda_bench.report.records import CellRecord, read_cases, read_scoring
 from sfuda_bench.report.rows import MethodRow
 from sfuda_bench.report.scope import Scope, pair_label
-from sfuda_bench.report.summary import CellCases, Statistic, cases_by_cell, summarise
+from sfuda_bench.report.summary import METRICS, CellCases, Statistic, cases_by_cell, summarise
 from sfuda_bench.running.store import read_json
 
 ALL = "all"
@@ -71,7 +78,10 @@ class Comparison:
 
 
 def reproduce(
-    scope: Scope, name: str = ALL, tables: Mapping[str, Sequence[PublishedValue]] | None = None
+    scope: Scope,
+    name: str = ALL,
+    tables: Mapping[str, Sequence[PublishedValue]] | None = None,
+    stand_ins: Mapping[str, str] | None = None,
 ) -> list[Comparison]:
     """Compare a store with published numbers.
 
@@ -79,6 +89,20 @@ def reproduce(
         scope: The store's cells.
         name: Name of a published table, or ``all``.
         tables: Published numbers by table; ``None`` for those that ship with the package.
+        stand_ins: Missing domain to the one that takes its place here; never comparable.
+
+    Raises:
+        UsageError: There is no such table.
+    """
+    lookup = _Lookup(scope)
+    values = published_values(name, tables)
+    return [found for value in values for found in _compare(value, lookup, stand_ins or {})]
+
+
+def published_values(
+    name: str, tables: Mapping[str, Sequence[PublishedValue]] | None = None
+) -> list[PublishedValue]:
+    """Return the numbers of a published table, or of ``all``.
 
     Raises:
         UsageError: There is no such table.
@@ -86,11 +110,10 @@ def reproduce(
     known = read_published() if tables is None else tables
     if name != ALL and name not in known:
         raise UsageError(
-            f"no published table '{name}'", hint=f"choose one of: {', '.join([*known, ALL])}"
+            f"no published table '{name}'{did_you_mean(name, [*known, ALL])}",
+            hint=f"choose one of: {', '.join([*known, ALL])}",
         )
-    lookup = _Lookup(scope)
-    values = [value for key in known if name in (key, ALL) for value in known[key]]
-    return [found for value in values for found in _compare(value, lookup)]
+    return [value for key in known if name in (key, ALL) for value in known[key]]
 
 
 def check_reproduced(comparisons: Sequence[Comparison]) -> None:
@@ -151,6 +174,85 @@ def reproduce_table(comparisons: Sequence[Comparison], name: str) -> PlainTable:
     return PlainTable(f"reproduce-{name}", title, caption, _COLUMNS, tuple(rows), keys=5)
 
 
+def measured_table(
+    scope: Scope,
+    name: str,
+    values: Sequence[PublishedValue],
+    stand_ins: Mapping[str, str] | None = None,
+) -> PlainTable:
+    """Return every method's measured numbers in the pairs of a published table, beside it.
+
+    All rows of a pair are scored by the rules of the published numbers, also those of methods
+    for which nothing was published.
+
+    Args:
+        scope: The store's cells.
+        name: What was compared, for the file's name.
+        values: The published numbers.
+        stand_ins: Missing domain to the one that takes its place here.
+    """
+    replaced = stand_ins or {}
+    lookup = _Lookup(scope)
+    rows: list[tuple[Any, ...]] = []
+    for pair in dict.fromkeys(value.pair for value in values):
+        here = (replaced.get(pair[0], pair[0]), replaced.get(pair[1], pair[1]))
+        label = pair_label(here) if here == pair else f"{pair_label(here)} ({_instead(pair, here)})"
+        ours = [value for value in values if value.pair == pair]
+        for row in scope.rows:
+            if row.of_pair(here):
+                rows += _measured(label, row, here, ours, lookup)
+    profiles = ", ".join(dict.fromkeys(value.profile for value in values))
+    caption = (
+        f"Dice in percent, ASD in pixels of the evaluation grid, scoring profile {profiles}; "
+        "mean ± standard deviation over test images. Published numbers on the right.",
+        *scope.marks,
+    )
+    title = "Measured beside published."
+    return PlainTable(f"measured-{name}", title, caption, _MEASURED, tuple(rows), keys=3)
+
+
+def _instead(pair: tuple[str, str], here: tuple[str, str]) -> str:
+    missing = [was for was, now in zip(pair, here, strict=True) if was != now]
+    return f"stand-in for {', '.join(missing)}"
+
+
+def _measured(
+    label: str,
+    row: MethodRow,
+    pair: tuple[str, str],
+    values: Sequence[PublishedValue],
+    lookup: _Lookup,
+) -> list[tuple[Any, ...]]:
+    """Return a row per metric: measured means and deviations, then the published numbers."""
+    selection = lookup.scope.selection
+    profile = next((value.profile for value in values if value.profile != NO_PROFILE), "")
+    found = summarise(row.of_pair(pair), lookup.cases(profile, selection)) if profile else None
+    rows = []
+    for metric in METRICS:
+        printed = {
+            value.structure: value.value
+            for value in values
+            if (value.method, value.metric) == (row.method, metric)
+        }
+        ours = [(found or {}).get(f"{metric}_{part}", Statistic()) for part in PARTS]
+        numbers = [number for one in ours for number in (one.mean, one.std)]
+        published = [printed.get(part) for part in PARTS]
+        rows.append((label, lookup.scope.row_name(row), metric, *numbers, *published))
+    return rows
+
+
+_MEASURED = (
+    PlainColumn("pair", "pair"),
+    PlainColumn("method", "method"),
+    PlainColumn("metric", "metric"),
+    *(
+        column
+        for part in PARTS
+        for column in (PlainColumn(part, part), PlainColumn(f"{part}_std", "±"))
+    ),
+    *(PlainColumn(f"published_{part}", f"published {part}") for part in PARTS),
+)
+
 _COLUMNS = (
     PlainColumn("table", "table"),
     PlainColumn("pair", "pair"),
@@ -185,7 +287,23 @@ class _Lookup:
         return cases_by_cell(frame, self.scope.stored, selection, definition)
 
 
-def _compare(value: PublishedValue, lookup: _Lookup) -> list[Comparison]:
+def _compare(
+    value: PublishedValue, lookup: _Lookup, stand_ins: Mapping[str, str]
+) -> list[Comparison]:
+    """Compare in the value's pair, or in the one that stands for it."""
+    source, target = (stand_ins.get(domain, domain) for domain in value.pair)
+    here = replace(value, pair=(source, target))
+    found = _compare_here(here, lookup)
+    if here.pair == value.pair:
+        return found
+    reason = f"stand-in: {pair_label(here.pair)} in place of {pair_label(value.pair)}"
+    return [
+        replace(one, published=value, verdict=NOT_COMPARABLE, reasons=(reason, *one.reasons))
+        for one in found
+    ]
+
+
+def _compare_here(value: PublishedValue, lookup: _Lookup) -> list[Comparison]:
     """Compare with each of our rows of the method in the pair; one entry if there is none."""
     scope = lookup.scope
     rows = [row for row in scope.rows if row.method == value.method]

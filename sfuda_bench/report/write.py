@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfuda_bench.report.comparison import (
+    Comparison,
+    Scores,
     compare_store,
     indistinguishable_from_best,
     write_comparisons,
@@ -22,11 +24,18 @@ class Written:
 
     Attributes:
         paths: Files, main tables first.
-        ties: By profile, what is not distinguishable from the best.
+        compared: Scores and comparisons by profile.
     """
 
     paths: tuple[Path, ...]
-    ties: Mapping[str, Ties]
+    compared: Mapping[str, tuple[Scores, Comparison]]
+
+    @property
+    def ties(self) -> dict[str, Ties]:
+        """By profile, what is not distinguishable from the best."""
+        return {
+            name: indistinguishable_from_best(found) for name, (_, found) in self.compared.items()
+        }
 
 
 def write_report(
@@ -50,11 +59,11 @@ def write_report(
     tell = note or (lambda stage: None)
     tell("statistics: paired tests and bootstrap")
     compared = compare_store(out, selection, profiles)
-    ties = {name: indistinguishable_from_best(found) for name, (_, found) in compared.items()}
+    written = Written((), compared)
     tell("main tables")
-    paths = write_tables(out, selection, profiles, ties)
+    paths = write_tables(out, selection, profiles, written.ties)
     tell("further tables")
     paths += write_comparisons(out, selection, compared=compared)
     paths += write_harm(out, selection, scores={n: scores for n, (scores, _) in compared.items()})
     paths += write_extra_tables(out, selection)
-    return Written(tuple(paths), ties)
+    return replace(written, paths=tuple(paths))

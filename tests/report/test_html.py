@@ -95,12 +95,20 @@ def test_every_table_row_and_number_is_on_the_page(out: Path, page: Page) -> Non
 def test_groups_of_columns_stand_above_their_columns(page: Page) -> None:
     """Dice columns come first in a table, so does their header."""
     headers = [t.strip() for tag, t in page.texts if tag == "th" and t.strip()]
-    assert headers == ["Dice [%]", "ASD [px]"] * 2
+    assert headers[:4] == ["Dice [%]", "ASD [px]"] * 2, "the main tables come first"
     labels = [a["data-label"] for a in page.all("td") if "data-label" in a]
     assert labels[:6] == [
         *(f"Dice [%] {part}" for part in ("cup", "disc", "avg")),
         *(f"ASD [px] {part}" for part in ("cup", "disc", "avg")),
     ]
+
+
+def test_every_further_table_is_on_the_page_with_its_file(page: Page, text: str) -> None:
+    (summaries,) = [[t for tag, t in page.texts if tag == "summary"]]
+    assert any("Paired comparisons" in summary for summary in summaries)
+    assert any("Harm" in summary for summary in summaries)
+    for name in ("comparison-standard", "harm-standard", "vcdr-standard", "cost"):
+        assert f"tables/{name}.csv" in text
 
 
 def test_a_row_names_exactly_its_cells(page: Page) -> None:

@@ -87,7 +87,7 @@ def one(driver: Any, selector: str) -> Any:
 def column(driver: Any, number: int) -> list[str]:
     """Return the data of one column of the rows that are shown, from top to bottom."""
     script = (
-        "return [...document.querySelectorAll('tbody tr:not([hidden])')]"
+        "return [...document.querySelectorAll('[data-table] tbody tr:not([hidden])')]"
         ".map(row => row.cells[arguments[0]].dataset.value ?? row.cells[arguments[0]].innerText)"
     )
     values: list[str] = driver.execute_script(script, number)

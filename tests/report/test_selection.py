@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -37,21 +38,49 @@ def tracked(store: Any, shuffle: int | None = None) -> Any:
     return store
 
 
+def lines(table: Any) -> dict[str, dict[str, Any]]:
+    """Return the table's lines by selection."""
+    keys = [column.key for column in table.columns]
+    rows = [dict(zip(keys, row, strict=True)) for row in table.rows]
+    return {row["selection"]: row for row in rows}
+
+
 def test_regret_is_measured_against_the_oracle(store: Any) -> None:
     table = selection_table(read_scope(tracked(store).out), "standard")
     assert table is not None
-    keys = [column.key for column in table.columns]
-    (row,) = (dict(zip(keys, row, strict=True)) for row in table.rows)
-    assert row["method"] == "cpr_cbam"  # what is not trained has no epoch to select
-    assert row["dice_cup_last"] == pytest.approx(75)
-    assert row["dice_avg_average-last-5"] == pytest.approx(80.5)
-    assert row["regret_last"] == pytest.approx(6)
-    assert row["regret_average-last-5"] == pytest.approx(8)
-    assert "regret_oracle" not in keys
-    order = [key for key in keys if key.startswith("dice_avg_")]
-    assert order == [
-        f"dice_avg_{n}" for n in ("last", "average-last-5", "average-last-10", "oracle")
-    ]
+    found = lines(table)
+    assert list(found) == ["last", "average-last-5", "average-last-10", "oracle †"]
+    # What is not trained has no epoch to select.
+    assert {row["method"] for row in found.values()} == {"cpr_cbam"}
+    assert found["last"]["dice_cup"] == pytest.approx(75)
+    assert found["average-last-5"]["dice_avg"] == pytest.approx(80.5)
+    assert found["last"]["regret"] == pytest.approx(6)
+    assert found["average-last-5"]["regret"] == pytest.approx(8)
+    assert found["oracle †"]["regret"] is None
+
+
+def test_any_number_of_validators_adds_lines_and_no_column(store: Any) -> None:
+    """The primary selection leads the label-free ones; chosen epochs of all runs are shown."""
+    names = [f"label-free:{name}" for name in ("entropy", "primary", *map(str, range(14)))]
+    for seed in (0, 1):
+        folder = store.add("cpr_cbam", REAL, seed, SCORES, epochs=20)
+        path = folder / "cases-standard.parquet"
+        last = read_parquet(path)
+        parts = [last.assign(selection=name) for name in ("last", *names, "oracle")]
+        write_parquet(pd.concat(parts), path)
+        chosen = {"label-free:primary": 3 + seed, "label-free:entropy": 0, "oracle": 7}
+        (folder / "selections.json").write_text(json.dumps(chosen), "utf-8")
+    table = selection_table(read_scope(store.out), "standard")
+    assert table is not None
+    assert len(table.columns) == 8
+    found = lines(table)
+    assert len(found) == 18
+    assert list(found)[:2] == ["last", "label-free:primary"]
+    assert list(found)[-1] == "oracle †"
+    assert found["last"]["epoch"] == "20"
+    assert found["label-free:primary"]["epoch"] == "3, 4"
+    assert found["label-free:entropy"]["epoch"] == "0"
+    assert found["label-free:3"]["epoch"] is None
 
 
 def test_shuffled_rows_change_no_byte(tmp_path: Any, make_store: Callable[..., Any]) -> None:
