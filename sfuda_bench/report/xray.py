@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
-from sfuda_bench.report.records import CellRecord, read_cases, read_scoring
+from sfuda_bench.report.records import CellRecord, read_cases, read_cells, read_scoring
 from sfuda_bench.report.scope import Scope, chosen
 from sfuda_bench.report.summary import ASD_COLUMNS
 from sfuda_bench.scoring.codes import STRUCTURES
@@ -126,6 +127,7 @@ def xray_table(scope: Scope, first: str, second: str) -> PlainTable | None:
         second: Name of another.
     """
     rows: list[tuple[Value, ...]] = []
+    siblings = _by_all_but_inference(read_cells(scope.out))
     for pair in scope.pairs:
         for row in scope.rows:
             cells = scope.cells_of(row, pair) or []
@@ -134,18 +136,28 @@ def xray_table(scope: Scope, first: str, second: str) -> PlainTable | None:
             if not known or len(known) < len(parts):
                 continue
             later = _later_selections(cells, second)
+            inference, gains = _other_inference(cells, siblings, second)
             for position in range(len(known[0])):
                 same = [part[position] for part in known]
-                rows.append((scope.pair_name(pair), scope.row_name(row), *_entries(same, later)))
+                place = (same[0].structure, same[0].metric)
+                rows.append(
+                    (
+                        scope.pair_name(pair),
+                        scope.row_name(row),
+                        *_entries(same, later),
+                        inference,
+                        _defined(gains.get(place)),
+                    )
+                )
     if not rows:
         return None
     caption = (
         f"From profile {first} to profile {second}, one rule at a time in the order of the "
         "columns; another order would give other shares, and the steps add up to the difference. "
         "Dice in percent, ASD in pixels of the evaluation grid, means over images and runs.",
-        f"Right: what another selection of the epoch adds under profile {second}; the oracle's "
-        "uses the test labels. How the network is run at test time is not part of a profile: "
-        "cells that differ in it are rows of the main table.",
+        f"Right: what another selection of the epoch adds under profile {second} (the oracle's "
+        "uses the test labels), and what another way to run the same adapted network at test time "
+        "adds, from stored cells that differ in nothing else.",
         *scope.marks,
     )
     title = "Protocol x-ray: what each scoring rule contributes."
@@ -161,7 +173,11 @@ def _columns() -> tuple[PlainColumn, ...]:
     steps = [PlainColumn(f"step_{name.replace(' ', '_')}", name, signed=True) for name in _STEPS]
     later = [PlainColumn(f"selection_{name}", f"{name} epoch", signed=True) for name in _LATER]
     ends = (PlainColumn("start", "start"), PlainColumn("end", "end"))
-    return (*head, ends[0], *steps, ends[1], *later)
+    inference = (
+        PlainColumn("other_inference", "other inference"),
+        PlainColumn("inference_gain", "adds", signed=True),
+    )
+    return (*head, ends[0], *steps, ends[1], *later, *inference)
 
 
 def _entries(
@@ -183,11 +199,7 @@ def _later_selections(
     cells: Sequence[CellRecord], profile: str
 ) -> dict[tuple[str, str, str], float]:
     """Return what the average and the oracle's epoch add to the last, by structure and metric."""
-    definition = read_scoring(cells, profile).get("asd_definition", "directed")
-    columns: dict[str, Callable[[Row], float]] = {
-        "dice": lambda row: 100 * float(row["dice"]),
-        "asd": lambda row: float(row[ASD_COLUMNS[definition]]),
-    }
+    columns = _readers(cells, profile)
     stored = [_by_selection(cell, profile) for cell in cells]
     found: dict[tuple[str, str, str], float] = {}
     for name in _LATER:
@@ -203,6 +215,62 @@ def _later_selections(
                 ]
                 found[name, structure, metric] = _mean(gains)
     return found
+
+
+def _readers(cells: Sequence[CellRecord], profile: str) -> dict[str, Callable[[Row], float]]:
+    """Return how each metric is read from a case: Dice in percent, ASD in pixels."""
+    definition = read_scoring(cells, profile).get("asd_definition", "directed")
+    return {
+        "dice": lambda row: 100 * float(row["dice"]),
+        "asd": lambda row: float(row[ASD_COLUMNS[definition]]),
+    }
+
+
+def _by_all_but_inference(cells: Sequence[CellRecord]) -> dict[str, list[CellRecord]]:
+    """Group cells that differ in nothing but how the adapted network is run at test time."""
+    groups: dict[str, list[CellRecord]] = {}
+    for cell in cells:
+        groups.setdefault(_all_but_inference(cell), []).append(cell)
+    return groups
+
+
+def _all_but_inference(cell: CellRecord) -> str:
+    names = ("method", "method_version", "source", "target", "source_seed", "seed", "protocol")
+    same = {name: getattr(cell, name) for name in (*names, "image_size", "precision")}
+    parts = {"network": cell.network, "config": cell.config, "key": cell.record.get("source_key")}
+    return json.dumps({**same, **parts}, sort_keys=True, default=str)
+
+
+def _other_inference(
+    cells: Sequence[CellRecord], siblings: Mapping[str, Sequence[CellRecord]], profile: str
+) -> tuple[str | None, dict[tuple[str, str], float]]:
+    """Return the first other inference that every cell has a sibling of, and what it adds."""
+    found: dict[str, list[tuple[CellRecord, CellRecord]]] = {}
+    for cell in cells:
+        for other in siblings.get(_all_but_inference(cell), ()):
+            changed = _changed(cell.inference, other.inference)
+            if changed and profile in other.profiles:
+                found.setdefault(changed, []).append((cell, other))
+    complete = sorted(name for name, pairs in found.items() if len(pairs) == len(cells))
+    if not complete:
+        return None, {}
+    pairs, readers = found[complete[0]], _readers(cells, profile)
+    gains = {}
+    for structure in STRUCTURES:
+        for metric, read in readers.items():
+            gains[structure, metric] = _mean(
+                [
+                    _selected(_by_selection(other, profile).get("last", []), structure, read)
+                    - _selected(_by_selection(cell, profile).get("last", []), structure, read)
+                    for cell, other in pairs
+                ]
+            )
+    return complete[0], gains
+
+
+def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    names = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    return ", ".join(f"{name}={theirs.get(name)}" for name in names)
 
 
 def _selected(rows: Sequence[Row], structure: str, read: Callable[[Row], float]) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,3 +153,29 @@ def test_scores_without_areas_have_no_table(make_store: Callable[..., Any]) -> N
     for path in store.out.glob("cells/*/*/*/cases-*.parquet"):
         write_parquet(read_parquet(path).drop(columns="area_truth"), path)
     assert xray_table(read_scope(store.out), "standard", "cpr-2023") is None
+
+
+def test_the_same_network_run_in_another_way_is_a_step(make_store: Callable[..., Any]) -> None:
+    """A cell that differs in nothing but its inference lies in the store, from another run."""
+    store = make_store()
+    fill(store.out)
+    paths = list(store.out.glob("cells/cpr_cbam/drishti_gs-rim_one_r3/*/cell.json"))
+    for path in paths:
+        cell = json.loads(path.read_text("utf-8"))
+        sibling = path.parent.with_name(f"another-{path.parent.name}")
+        shutil.copytree(path.parent, sibling)
+        changed = {**cell, "key": f"x{cell['key']}", "inference": {"dropout": True}}
+        (sibling / "cell.json").write_text(json.dumps(changed), "utf-8")
+        cases = read_parquet(sibling / "cases-cpr-2023.parquet")
+        write_parquet(cases.assign(dice=cases["dice"] - 0.04), sibling / "cases-cpr-2023.parquet")
+
+    table = xray_table(read_scope(store.out), "standard", "cpr-2023")
+
+    assert table is not None
+    keys = [column.key for column in table.columns]
+    rows: dict[Any, Any] = {row[:4]: dict(zip(keys, row, strict=True)) for row in table.rows}
+    row = rows["drishti_gs → rim_one_r3", "cpr_cbam", "cup", "dice"]
+    assert "dropout=True" in row["other_inference"]
+    assert row["inference_gain"] == pytest.approx(-4)
+    others = [row for key, row in rows.items() if key[1] != "cpr_cbam"]
+    assert others and all(row["other_inference"] is None for row in others)
