@@ -24,6 +24,7 @@ from sfuda_bench.report.extra import extra_tables
 from sfuda_bench.report.figures_data import DEFAULT_PROFILE
 from sfuda_bench.report.harm import harm, harm_table
 from sfuda_bench.report.plain import printed
+from sfuda_bench.report.ranking_table import ranking_tables
 from sfuda_bench.report.records import (
     AskedCell,
     CellRecord,
@@ -201,6 +202,7 @@ def _further(
         harmed = harm(scores)
         if not harmed.empty:
             tables.append(harm_table(harmed, scores, file_name("harm", profile, scope.selection)))
+    tables += ranking_tables({name: scores for name, (scores, _) in compared.items()})
     for table in tables:
         headers, rows = printed(table)
         texts = tuple(tuple(row) for row in rows)

@@ -15,6 +15,7 @@ from sfuda_bench.report.comparison import (
 )
 from sfuda_bench.report.extra import write_extra_tables
 from sfuda_bench.report.harm import write_harm
+from sfuda_bench.report.ranking_table import write_rankings
 from sfuda_bench.report.tables import Ties, write_tables
 
 
@@ -65,5 +66,7 @@ def write_report(
     tell("further tables")
     paths += write_comparisons(out, selection, compared=compared)
     paths += write_harm(out, selection, scores={n: scores for n, (scores, _) in compared.items()})
+    tell("rankings")
+    paths += write_rankings(out, {name: scores for name, (scores, _) in compared.items()})
     paths += write_extra_tables(out, selection)
     return replace(written, paths=tuple(paths))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sfuda_bench.errors import UsageError
-from sfuda_bench.report.comparison import Panel
+from sfuda_bench.report.comparison import Panel, read_scores
 from sfuda_bench.report.ranking import (
     SCHEMES,
     _one_sided,
@@ -18,6 +19,8 @@ from sfuda_bench.report.ranking import (
     rank,
     rank_panel,
 )
+from sfuda_bench.report.ranking_table import ranking_table
+from tests.report.rich_store import RichStore
 
 LABELS = ("a", "b", "c")
 # c is far ahead on one image of three and behind on the others.
@@ -181,3 +184,29 @@ def test_a_critical_difference_needs_complete_blocks() -> None:
         critical_difference([[1.0, np.nan], [1.0, 2.0]], ("a", "b"))
     with pytest.raises(UsageError, match="at least two"):
         critical_difference([[1.0, 2.0]], ("a", "b"))
+
+
+def test_the_table_ranks_every_pair_and_structure_without_the_oracle(tmp_path: Path) -> None:
+    methods = ("source_only", "bn_adapt", "cpr", "upper")
+    store = RichStore(
+        tmp_path / "s", methods=methods, images=8, seeds=1, profiles=("standard",), lost=()
+    )
+    scores = read_scores(store.out, "standard")
+    table = ranking_table(scores, "ranking-standard")
+    assert table is not None
+    assert len(table.rows) == len(store.pairs) * 3 * 3
+    assert not any("supervised" in str(row[2]) for row in table.rows)
+    first = [row for row in table.rows if row[3].startswith("1 ")]
+    cup = {row[2] for row in first if row[1] == "Dice cup"}
+    assert cup == {"CPR"}, "the fabricated gain in the cup exceeds the noise"
+    mixed = RichStore(
+        tmp_path / "m",
+        methods=methods,
+        images=8,
+        seeds=1,
+        profiles=("standard",),
+        lost=(),
+        shuffle=3,
+    )
+    again = ranking_table(read_scores(mixed.out, "standard"), "ranking-standard")
+    assert again == table, "the order of stored rows changes nothing"
