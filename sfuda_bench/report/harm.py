@@ -12,9 +12,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from sfuda_bench.report.comparison import (
+    Comparison,
     Panel,
     Scores,
     file_name,
+    indistinguishable_from_best,
     pair_text,
     panels,
     plain_value,
@@ -23,6 +25,7 @@ from sfuda_bench.report.comparison import (
 from sfuda_bench.report.plain import PlainColumn, PlainTable, write_plain
 from sfuda_bench.report.rows import Pair
 from sfuda_bench.report.scope import read_scope
+from sfuda_bench.report.tables import Evidence
 from sfuda_bench.scoring.codes import STRUCTURES
 
 HARM_POINTS = (1.0, 5.0)
@@ -148,6 +151,16 @@ def collapse_warnings(scores: Scores) -> list[CollapseWarning]:
     warnings = [warning for warning in found if warning is not None]
     pairs = {pair: position for position, pair in enumerate(scores.pairs)}
     return sorted(warnings, key=lambda w: (pairs[w.pair], order[w.label], w.source_seed, w.seed))
+
+
+def evidence(compared: Mapping[str, tuple[Scores, Comparison]]) -> dict[str, Evidence]:
+    """Return, by profile, what the tests and the collapse check say about the main table."""
+    found = {}
+    for profile, (scores, comparison) in compared.items():
+        warnings = collapse_warnings(scores)
+        collapsed = frozenset((*warning.pair, warning.label) for warning in warnings)
+        found[profile] = Evidence(indistinguishable_from_best(comparison), collapsed)
+    return found
 
 
 def harm_table(frame: pd.DataFrame, scores: Scores, name: str) -> PlainTable:

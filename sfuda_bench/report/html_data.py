@@ -18,11 +18,10 @@ from sfuda_bench.report.comparison import (
     compare_store,
     comparison_table,
     file_name,
-    indistinguishable_from_best,
 )
 from sfuda_bench.report.extra import extra_tables
 from sfuda_bench.report.figures_data import DEFAULT_PROFILE
-from sfuda_bench.report.harm import harm, harm_table
+from sfuda_bench.report.harm import evidence, harm, harm_table
 from sfuda_bench.report.plain import printed
 from sfuda_bench.report.ranking_table import ranking_tables
 from sfuda_bench.report.records import (
@@ -160,10 +159,10 @@ def report_data(
     """
     if compared is None:
         compared = compare_store(out, selection)
-    ties = {name: indistinguishable_from_best(found) for name, (_, found) in compared.items()}
     # The figures' profile comes first.
     tables = sorted(
-        store_tables(out, selection, ties=ties), key=lambda t: t.profile != DEFAULT_PROFILE
+        store_tables(out, selection, evidence=evidence(compared)),
+        key=lambda t: t.profile != DEFAULT_PROFILE,
     )
     cells = read_cells(out)
     plan = read_plan(out)

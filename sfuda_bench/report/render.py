@@ -6,7 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from sfuda_bench.report.tables import TIE, Block, Cell, Column, Row, Table
+from sfuda_bench.report.tables import COLLAPSE, TIE, Block, Cell, Column, Row, Table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -34,6 +34,7 @@ _LATEX = {
     "≥": r"$\geq$",
     "\N{EN DASH}": "--",
     "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
     "§": r"\S{}",
     "\N{GREEK SMALL LETTER ALPHA}": r"$\alpha$",
     "\N{GREEK SMALL LETTER BETA}": r"$\beta$",
@@ -220,7 +221,8 @@ def _block_label(block: Block) -> str:
 
 
 def _row_label(row: Row) -> str:
-    return f"{row.label} †" if row.oracle else row.label
+    marks = ("†" if row.oracle else "") + (COLLAPSE if row.collapsed else "")
+    return f"{row.label} {marks}" if marks else row.label
 
 
 def _latex_header(columns: tuple[Column, ...]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfuda_bench.datasets import DATASETS, DatasetSpec, canonical_name, domain_index, get_dataset
 from sfuda_bench.errors import DataError, UsageError
+from sfuda_bench.registry import did_you_mean
 from sfuda_bench.report.published import NOT_STATED
 from sfuda_bench.selectors import Pair, parse_pairs
 
@@ -63,7 +64,7 @@ def arrange(
     present = list(domain_index(root))
     names = dict.fromkeys(name for pair in wanted for name in pair)
     missing = {name: _where(name, root) for name in names if name not in present}
-    stand_ins = _stand_ins(stand_in, list(missing), present)
+    stand_ins = _stand_ins(stand_in, list(names), list(missing), present)
     found, chosen = [], set(parse_pairs(selector, present, canonical_name))
     for pair in wanted:
         source, target = (stand_ins.get(name, name) for name in pair)
@@ -95,29 +96,34 @@ def _spec(name: str) -> DatasetSpec | None:
     return get_dataset(name) if name in DATASETS.names() else None
 
 
-def _stand_ins(text: str | None, missing: Sequence[str], present: Sequence[str]) -> dict[str, str]:
+def _stand_ins(
+    text: str | None, names: Sequence[str], missing: Sequence[str], present: Sequence[str]
+) -> dict[str, str]:
+    """Return missing domain to stand-in; nothing when the domain it could replace is there."""
     if text is None:
         return {}
     ends = [part.strip() for part in text.split("=")]
     if len(ends) > 2 or not all(ends):
         raise UsageError(f"--stand-in {text}: expected DOMAIN or MISSING=DOMAIN", hint=_HINT)
-    names = [canonical_name(end) for end in ends]
-    if names[-1] not in present:
+    *replaced, other = [canonical_name(end) for end in ends]
+    if other not in present:
         raise UsageError(
-            f"--stand-in {text}: no domain '{names[-1]}' here; present: {', '.join(present)}",
+            f"--stand-in {text}: no domain '{other}' here; present: {', '.join(present)}",
             hint="sfuda-bench ls pairs",
         )
-    if len(names) == 2:
-        return {names[0]: names[1]} if names[0] in missing else {}
-    family = [name for name in missing if _related(name, names[0])]
-    if len(family) == 1:
-        return {family[0]: names[0]}
-    if not missing or names[0] in missing:
-        return {}  # nothing needs it
-    raise UsageError(
-        f"--stand-in {text}: it is not said for which domain; missing: {', '.join(missing)}",
-        hint=f"--stand-in {missing[0]}={names[0]}",
-    )
+    if replaced and replaced[0] not in names:
+        raise UsageError(
+            f"--stand-in {text}: the table has no domain '{replaced[0]}'"
+            f"{did_you_mean(replaced[0], list(names))}; it has {', '.join(names)}",
+            hint=_HINT,
+        )
+    family = replaced or [name for name in names if _related(name, other)]
+    if missing and len(family) != 1:
+        raise UsageError(
+            f"--stand-in {text}: it is not said for which domain; missing: {', '.join(missing)}",
+            hint=f"--stand-in {missing[0]}={other}",
+        )
+    return {name: other for name in family if name in missing}
 
 
 def _related(first: str, second: str) -> bool:

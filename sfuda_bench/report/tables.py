@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -46,11 +46,32 @@ DECIMALS = 2
 AVERAGE_LABEL = "Average over pairs"
 TIE = "\N{ALMOST EQUAL TO}"
 """What follows a number that is not distinguishable from the best of its column."""
-Ties = Set[tuple[str, str, str, str, str]]
-"""(source, target, structure, metric, label); see ``comparison.indistinguishable_from_best``."""
+COLLAPSE = "‡"
+"""What follows a method whose predictions look collapsed in a pair."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What tests and label-free checks say about the rows of one table.
+
+    Attributes:
+        ties: (source, target, structure, metric, label) of what is not distinguishable from the
+            best; see ``comparison.indistinguishable_from_best``.
+        collapsed: (source, target, label) of rows with a cell whose predictions look collapsed;
+            see ``harm.collapse_warnings``.
+    """
+
+    ties: Set[tuple[str, str, str, str, str]] = frozenset()
+    collapsed: Set[tuple[str, str, str]] = frozenset()
+
+
 _TIES = (
     f"{TIE} not distinguishable from the best of its pair and column (paired sign-flip test over "
-    "images, Holm-adjusted over the table, 5 % level): no worse as far as these images can tell"
+    "images, Holm-adjusted over the table, 5 % level): no worse as far as these images can tell."
+)
+_COLLAPSED = (
+    f"{COLLAPSE} looks collapsed in that pair, judged without labels: a predicted area below 10 % "
+    "or above 400 % of the source model's, or more than 20 % empty predictions."
 )
 _GROUPS = {"dice": ("Dice [%]", True), "asd": ("ASD [px]", False)}
 
@@ -122,6 +143,7 @@ class Row:
         empty_predictions: Cases (structures of images of cells) without prediction.
         empty_truths: Cases without truth.
         undefined_asd: Cases whose distance is undefined and left out.
+        collapsed: Whether the predictions of one of its cells look collapsed.
     """
 
     method: str
@@ -135,6 +157,7 @@ class Row:
     empty_predictions: int = 0
     empty_truths: int = 0
     undefined_asd: int = 0
+    collapsed: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,7 @@ def main_table(
     profile: str,
     selection: str = "last",
     asked: Sequence[AskedCell] | None = None,
-    ties: Ties | None = None,
+    evidence: Evidence | None = None,
 ) -> Table:
     """Build the main table of one profile: Dice and ASD of every method in every pair.
 
@@ -192,7 +215,7 @@ def main_table(
         selection: Which epoch counts; with ``oracle`` every row is an oracle row.
         asked: The cells that one run asked for, in table order. Those that are missing print
             an en dash. ``None``: all stored cells, each configuration in its own row.
-        ties: What is not distinguishable from the best; ``None``: nothing was tested.
+        evidence: What tests and checks say; ``None``: nothing was tested.
 
     Raises:
         UsageError: The cells were scored in different ways, or none has the selection.
@@ -215,9 +238,11 @@ def main_table(
     facts = Facts(wanted, rows, used, found, scoring)
     sentences = caption_sentences(facts, profile=profile, selection=selection)
     title = "Dice and average surface distance (ASD) of optic cup and disc per domain pair."
-    if ties is not None:
-        sentences.append(f"{_TIES}.")
-    marked = tuple(_with_marks(block, ties or frozenset()) for block in blocks)
+    if evidence is not None:
+        sentences.append(_TIES)
+        if evidence.collapsed:
+            sentences.append(_COLLAPSED)
+    marked = tuple(_with_marks(block, evidence or Evidence()) for block in blocks)
     return Table(title, tuple(sentences), profile, selection, COLUMNS, marked)
 
 
@@ -225,7 +250,7 @@ def store_tables(
     out: Path,
     selection: str = "last",
     profiles: Iterable[str] | None = None,
-    ties: Mapping[str, Ties] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
 ) -> list[Table]:
     """Build the main table of every profile from a store.
 
@@ -233,7 +258,7 @@ def store_tables(
         out: The store.
         selection: Which epoch counts.
         profiles: Names of profiles, or ``None`` for those that any wanted cell was scored under.
-        ties: By profile, what is not distinguishable from the best.
+        evidence: By profile, what tests and checks say.
 
     Raises:
         UsageError: There is no store, or nothing comparable in it.
@@ -253,7 +278,7 @@ def store_tables(
             profile,
             selection,
             asked,
-            None if ties is None else ties.get(profile),
+            None if evidence is None else evidence.get(profile),
         )
         for profile in (names if profiles is None else profiles)
     ]
@@ -263,7 +288,7 @@ def write_tables(
     out: Path,
     selection: str = "last",
     profiles: Iterable[str] | None = None,
-    ties: Mapping[str, Ties] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
 ) -> list[Path]:
     """Write the main table of every profile into ``DIR/tables``; equal scores, equal bytes.
 
@@ -272,7 +297,7 @@ def write_tables(
         selection: Which epoch counts; any but ``last`` is named in the file name, so that it
             never takes the place of the main table.
         profiles: Names of profiles, or ``None`` for those found.
-        ties: By profile, what is not distinguishable from the best.
+        evidence: By profile, what tests and checks say.
 
     Returns:
         Files written: ``main-<profile>.tex`` (fragment), ``.md``, ``.csv`` and
@@ -285,7 +310,7 @@ def write_tables(
     from sfuda_bench.report import render
 
     written: list[Path] = []
-    for table in store_tables(out, selection, profiles, ties):
+    for table in store_tables(out, selection, profiles, evidence):
         suffix = "" if selection == "last" else f"-{selection.replace(':', '-')}"
         name = f"main-{table.profile}{suffix}"
         folder = out / "tables"
@@ -305,12 +330,12 @@ def print_tables(
     out: Path,
     console: Console,
     selection: str = "last",
-    ties: Mapping[str, Ties] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
 ) -> None:
     """Print the main tables: drawn on a terminal, plain Markdown when piped."""
     from sfuda_bench.report import render
 
-    for table in store_tables(out, selection, ties=ties):
+    for table in store_tables(out, selection, evidence=evidence):
         if console.is_terminal:
             console.print(render.to_rich(table))
         else:
@@ -376,7 +401,7 @@ def _average(means: Sequence[float | None]) -> Statistic:
     return statistic(defined) if len(defined) == len(means) else Statistic()
 
 
-def _row(row: MethodRow, statistics: Iterable[Statistic], **counts: int) -> Row:
+def _row(row: MethodRow, statistics: Iterable[Statistic], **counts: Any) -> Row:
     return Row(
         method=row.method,
         label=row.label,
@@ -388,7 +413,7 @@ def _row(row: MethodRow, statistics: Iterable[Statistic], **counts: int) -> Row:
     )
 
 
-def _with_marks(block: Block, ties: Ties) -> Block:
+def _with_marks(block: Block, evidence: Evidence) -> Block:
     """Mark the best and the second of every column, among two or more ranked methods.
 
     Ranks are those of the printed means, and equal means share a rank: after two best there is no
@@ -406,11 +431,15 @@ def _with_marks(block: Block, ties: Ties) -> Block:
             rank = sum(other < mean for other in means.values())
             if rank < 2 and len(means) > 1:
                 marks.setdefault((r, c), set()).add(("best", "second")[rank])
-            if rank and (*(block.pair or ()), structure, metric, block.rows[r].label) in ties:
+            if (
+                rank
+                and (*(block.pair or ()), structure, metric, block.rows[r].label) in evidence.ties
+            ):
                 marks.setdefault((r, c), set()).add("tied")
     rows = tuple(
         replace(
             row,
+            collapsed=(*(block.pair or ()), row.label) in evidence.collapsed,
             cells=tuple(
                 replace(cell, marks=frozenset(marks.get((r, c), ())))
                 for c, cell in enumerate(row.cells)

@@ -10,13 +10,12 @@ from sfuda_bench.report.comparison import (
     Comparison,
     Scores,
     compare_store,
-    indistinguishable_from_best,
     write_comparisons,
 )
 from sfuda_bench.report.extra import write_extra_tables
-from sfuda_bench.report.harm import write_harm
+from sfuda_bench.report.harm import evidence, write_harm
 from sfuda_bench.report.ranking_table import write_rankings
-from sfuda_bench.report.tables import Ties, write_tables
+from sfuda_bench.report.tables import Evidence, write_tables
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,9 @@ class Written:
     compared: Mapping[str, tuple[Scores, Comparison]]
 
     @property
-    def ties(self) -> dict[str, Ties]:
-        """By profile, what is not distinguishable from the best."""
-        return {
-            name: indistinguishable_from_best(found) for name, (_, found) in self.compared.items()
-        }
+    def evidence(self) -> dict[str, Evidence]:
+        """What tests and checks say, by profile."""
+        return evidence(self.compared)
 
 
 def write_report(
@@ -62,7 +59,7 @@ def write_report(
     compared = compare_store(out, selection, profiles)
     written = Written((), compared)
     tell("main tables")
-    paths = write_tables(out, selection, profiles, written.ties)
+    paths = write_tables(out, selection, profiles, written.evidence)
     tell("further tables")
     paths += write_comparisons(out, selection, compared=compared)
     paths += write_harm(out, selection, scores={n: scores for n, (scores, _) in compared.items()})

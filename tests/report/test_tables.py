@@ -17,10 +17,12 @@ from sfuda_bench.errors import UsageError
 from sfuda_bench.report import render
 from sfuda_bench.report.records import read_cases, read_cells
 from sfuda_bench.report.tables import (
+    COLLAPSE,
     COLUMNS,
     TIE,
     Block,
     Cell,
+    Evidence,
     Row,
     Table,
     main_table,
@@ -395,8 +397,9 @@ def test_what_a_test_cannot_tell_from_the_best_is_marked_in_every_form(make_stor
     block = plain.blocks[0]
     worse = next(r for r in block.rows if not r.oracle and "best" not in r.cells[0].marks)
     assert block.pair is not None
-    ties = {"standard": {(*block.pair, "cup", "dice", worse.label)}}
-    (table,) = store_tables(store.out, profiles=["standard"], ties=ties)
+    ties = {(*block.pair, "cup", "dice", worse.label)}
+    evidence = {"standard": Evidence(ties, frozenset({(*block.pair, worse.label)}))}
+    (table,) = store_tables(store.out, profiles=["standard"], evidence=evidence)
     marked = [
         (row.label, c)
         for other in table.blocks
@@ -407,4 +410,7 @@ def test_what_a_test_cannot_tell_from_the_best_is_marked_in_every_form(make_stor
     assert marked == [(worse.label, 0)]
     assert render.to_markdown(table).count(TIE) == 2, "once in the table, once in the caption"
     assert render.to_latex(table, label="x").count(r"$^{\approx}$") == 1
+    collapsed = [(b.pair, row.label) for b in table.blocks for row in b.rows if row.collapsed]
+    assert collapsed == [(block.pair, worse.label)]
+    assert f"| {worse.label} {COLLAPSE} |" in render.to_markdown(table)
     assert not any(TIE in sentence for sentence in plain.caption), "nothing was tested there"
