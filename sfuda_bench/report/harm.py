@@ -128,7 +128,8 @@ def collapse_warnings(scores: Scores) -> list[CollapseWarning]:
 
     Warned of: a mean predicted area below 10 % or above 400 % of the source model's on the same
     images (same pair, source seed, and seed where the source model was run with it), or more
-    than 20 % empty predictions. The source model itself is judged by its empty predictions.
+    than 20 % empty predictions. The source model itself is judged by its empty predictions, and
+    where it fails that, methods are judged by theirs alone.
 
     Args:
         scores: From ``read_scores``.
@@ -274,10 +275,14 @@ _Place = tuple[str, str, int, str]
 def _baseline_areas(
     cells: pd.DataFrame, baseline: str | None
 ) -> dict[tuple[_Place, int | None], float]:
-    """Return the source model's mean predicted area per place and seed, and per place alone."""
+    """Return the source model's mean predicted area per place and seed, and per place alone.
+
+    A source model with many empty predictions is no measure of area, so it is left out.
+    """
     areas: dict[tuple[_Place, int | None], float] = {}
     by_place: dict[_Place, list[float]] = {}
-    for row in cells[cells["label"] == baseline].to_dict("records"):
+    usable = (cells["label"] == baseline) & (cells["empty"] <= EMPTY_LIMIT)
+    for row in cells[usable].to_dict("records"):
         place = _place(row)
         areas[place, int(row["seed"])] = float(row["area"])
         by_place.setdefault(place, []).append(float(row["area"]))

@@ -118,6 +118,14 @@ def test_a_collapsed_cell_is_named(store: Any, area: float, empty: int, reason: 
     assert any("Collapse warning" in path.read_text("utf-8") for path in write_harm(store.out))
 
 
+def test_a_source_model_that_predicts_nothing_is_no_measure_of_area(store: Any) -> None:
+    """A method that brings the cup back must not look collapsed because its area grew."""
+    add(store, "source_only", 0, dice(BEFORE), area=0.001, empty=2)
+    add(store, "cpr_cbam", 0, dice(AFTER), area=0.1)
+    found = collapse_warnings(read_scores(store.out, "standard"))
+    assert {warning.label for warning in found} == {"Source only"}
+
+
 def test_the_limits_themselves_are_no_collapse(store: Any) -> None:
     add(store, "source_only", 0, dice((0.8,) * 5))
     add(store, "cpr_cbam", 0, dice((0.8,) * 5), area=0.4, empty=1)  # 400 % and 20 %
