@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from sfuda_bench.blocks.precision import full_precision
 from sfuda_bench.errors import UsageError
 
 E = TypeVar("E")
+Decoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class SampledNetwork(Protocol[E]):
@@ -29,6 +31,9 @@ class SampledNetwork(Protocol[E]):
 
     def decode(self, context: Tensor, encoded: E) -> tuple[Tensor, Tensor]:
         """Return logits and penultimate feature."""
+
+    def repeated_decoder(self, encoded: E) -> Decoder:
+        """Return ``decode`` prepared for many passes, equal up to float rounding."""
 
     def sampled_dropout(self) -> list[nn.Module]:
         """Return the dropout modules of ``context`` and ``decode``."""
@@ -59,6 +64,7 @@ def mc_dropout_statistics(
     passes: int,
     temperature: float = 2.0,
     bn: Literal["running", "batch"] = "running",
+    decoder: Literal["exact", "prepared"] = "exact",
 ) -> McStatistics:
     """Return probability, uncertainty and mean feature of one batch over dropout passes.
 
@@ -73,25 +79,37 @@ def mc_dropout_statistics(
         temperature: Divisor of the logits for the uncertainty only.
         bn: ``"running"``: only dropout is in train mode. ``"batch"``: the whole network is, so
             that batch norm uses the moments of this batch (needs two images).
+        decoder: ``"exact"`` has the bits of complete forwards; ``"prepared"`` lets the network
+            share work between passes and differs from it by float rounding.
 
     Raises:
-        UsageError: Fewer than 2 passes, a temperature not above 0, or an unknown ``bn``.
+        UsageError: Fewer than 2 passes, a temperature not above 0, an unknown ``bn`` or
+            ``decoder``.
 
     Source: DPL, MICCAI 2021 (``bn="batch"``, 10 passes) and CPR, MICCAI 2023 (``"running"``, 100),
         released code. Departure: sums run in float64 instead of stacking all passes, and
         ``"batch"`` leaves the running statistics alone (the code's side effect is never used).
     """
+    _check(passes, temperature, bn, decoder)
+    moments = _Moments(temperature)
+    with _sampling(network, bn):
+        encoded = network.encode(image)
+        decode: Decoder = partial(network.decode, encoded=encoded)
+        if decoder == "prepared":
+            decode = network.repeated_decoder(encoded)
+        for _ in range(passes):
+            moments.add(*decode(network.context(encoded)))
+    return moments.result()
+
+
+def _check(passes: int, temperature: float, bn: str, decoder: str) -> None:
     if passes < 2 or temperature <= 0 or bn not in ("running", "batch"):
         raise UsageError(
             f"passes={passes}, temperature={temperature}, bn='{bn}': expected at least 2 passes, "
             "a positive temperature, and bn 'running' or 'batch'"
         )
-    moments = _Moments(temperature)
-    with _sampling(network, bn):
-        encoded = network.encode(image)
-        for _ in range(passes):
-            moments.add(*network.decode(network.context(encoded), encoded))
-    return moments.result()
+    if decoder not in ("exact", "prepared"):
+        raise UsageError(f"decoder='{decoder}': expected 'exact' or 'prepared'")
 
 
 def threshold_labels(prob: Tensor, threshold: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfuda_bench.errors import UsageError
 from sfuda_bench.networks.encoder_weights import load_encoder_file, require_pretrained
-from sfuda_bench.networks.taps import Encoded, SegmentationNetwork
+from sfuda_bench.networks.taps import Encoded, SegmentationNetwork, refused_single_image
 
 
 class DeepLabV3Plus(SegmentationNetwork):
@@ -58,6 +58,7 @@ class DeepLabV3Plus(SegmentationNetwork):
         self.decoder: Any = model.decoder
         self.segmentation_head: nn.Sequential = model.segmentation_head
         self.feature_channels = cast(nn.Conv2d, self.segmentation_head[0]).in_channels
+        self.high_channels = model.encoder.out_channels[-1]
         if weights is not None and not imagenet:
             load_encoder_file(self.encoder, Path(weights))
 
@@ -70,26 +71,26 @@ class DeepLabV3Plus(SegmentationNetwork):
         Raises:
             UsageError: A side not divisible by 16, or one image in train mode.
         """
-        height, width = image.shape[-2:]
-        if height % self.context_stride or width % self.context_stride:
-            raise UsageError(
-                f"image of {height} x {width} pixels: both sides must be divisible by 16",
-                hint=f"--image-size {max(16, round(height / 16) * 16)}",
-            )
+        size = self.checked_size(image)
         features = self.encoder(image)
+        context = self.pyramid(features[-1])
+        return Encoded(context, self.decoder.block1(features[2]), size, features[-1])
+
+    def pyramid(self, high: Tensor) -> Tensor:
+        """Return the context map before its dropout, made of the backbone's output.
+
+        Args:
+            high: (B, C, H/16, W/16) float.
+
+        Raises:
+            UsageError: One image in train mode.
+        """
         aspp = self.decoder.aspp[0]
-        try:
-            branches = torch.cat([branch(features[-1]) for branch in aspp.convs], dim=1)
-        except ValueError as error:  # the pooling branch has one value per image and channel
-            if image.shape[0] > 1:
-                raise
-            raise UsageError(
-                "a batch of one image cannot be normalised in train mode",
-                hint="use a batch size that leaves no single image, or running statistics",
-            ) from error
+        with refused_single_image(high):  # by the pooling branch, the last of them
+            branches = torch.cat([branch(high) for branch in aspp.convs], dim=1)
         convolution, norm, activation, _ = aspp.project
-        context = activation(norm(convolution(branches)))
-        return Encoded(context, self.decoder.block1(features[2]), (height, width))
+        context: Tensor = activation(norm(convolution(branches)))
+        return context
 
     def context(self, encoded: Encoded) -> Tensor:
         """Return the (B, 256, H/16, W/16) map after the ASPP's dropout."""
@@ -98,8 +99,11 @@ class DeepLabV3Plus(SegmentationNetwork):
     def decode(self, context: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Return ``logits`` (B, 2, H, W) and ``feature`` (B, 256, H/4, W/4)."""
         _, convolution, norm, activation = self.decoder.aspp
-        context = self.decoder.up(activation(norm(convolution(context))))
-        feature = self.decoder.block2(torch.cat([context, encoded.low], dim=1))
+        feature = self.decoder.up(activation(norm(convolution(context))))
+        feature = torch.cat([feature, encoded.low], dim=1)
+        separable, *rest = self.decoder.block2
+        for layer in (*separable, *rest):  # a call of the whole would keep its input alive
+            feature = layer(feature)
         return self.segmentation_head(feature), feature
 
     def sampled_dropout(self) -> list[nn.Module]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
-from safetensors.torch import load_file
+from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from segmentation_models_pytorch.encoders import encoders as _encoders
 from torch import Tensor, nn
 
-from sfuda_bench.errors import DataError, EnvironmentProblem, UsageError
+from sfuda_bench.errors import EnvironmentProblem, UsageError
+from sfuda_bench.networks.state_files import fit_state, read_state
 
 _CLASSIFIER = ("classifier.", "fc.", "last_linear.", "head.")
-_WRAPPERS = ("state_dict", "model_state_dict")
+_NESTED = re.compile(r"features\.\d+\.conv\.\d+\.\d+\.")
+_IN_BLOCK = re.compile(r"features\.(\d+)\.conv\.(\d+\.\d+|\d+)\.(.+)")
+# Where torchvision's places in a block are in a flat one; the first block has no expansion.
+_FIRST_BLOCK = {"0.0": "0", "0.1": "1", "1": "3", "2": "4"}
+_OTHER_BLOCKS = {"0.0": "0", "0.1": "1", "1.0": "3", "1.1": "4", "2": "6", "3": "7"}
 _ANSWER_SECONDS = 1.5
 _FILE = "model.safetensors"
 _library: dict[str, Any] = _encoders
@@ -36,18 +40,71 @@ def load_encoder_file(encoder: nn.Module, path: Path) -> None:
     Raises:
         DataError: The file is missing, unreadable, or of another encoder.
     """
+    load_encoder_state(encoder, read_encoder_file(path), f"'{path}'")
+
+
+def load_encoder_state(encoder: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load ``state`` into ``encoder``, without the classification head that it may have.
+
+    Raises:
+        DataError: The keys or shapes are those of another encoder.
+    """
     own = encoder.state_dict()
-    state = {k: v for k, v in _read(path).items() if k in own or not k.startswith(_CLASSIFIER)}
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    reshaped = [k for k in state if k in own and state[k].shape != own[k].shape]
-    if missing or unexpected or reshaped:
-        raise DataError(
-            f"'{path}' holds no weights of this encoder: {_named('missing keys', missing)}; "
-            f"{_named('unexpected keys', unexpected)}; {_named('other shapes', reshaped)}",
-            hint="save encoder.state_dict() of the same encoder, or name another --encoder",
-        )
-    nn.Module.load_state_dict(encoder, {**own, **state})
+    kept = {k: v for k, v in state.items() if k in own or not k.startswith(_CLASSIFIER)}
+    fit_state(
+        encoder,
+        kept,
+        f"{name} holds no weights of this encoder",
+        "save encoder.state_dict() of the same encoder, or name another --encoder",
+    )
+
+
+def read_encoder_file(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of an encoder from ``path``.
+
+    Raises:
+        DataError: The file is missing, unreadable or no state dict.
+    """
+    return read_state(path, "encoder weights", "--encoder-weights none|imagenet|FILE.safetensors")
+
+
+def flat_mobilenet_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a MobileNetV2 state dict under flat names, ``features.<block>.conv.<index>.*``.
+
+    torchvision nests convolution, batch norm and activation of each step in a block; here they
+    follow one another. What torchvision has beyond the last block is left out. A state dict that
+    is flat already is returned as it is.
+    """
+    if not any(_NESTED.match(name) for name in state):
+        return dict(state)
+    flat = {}
+    for name, value in state.items():
+        match = _IN_BLOCK.match(name)
+        if match:
+            block, place, rest = match.groups()
+            first = _FIRST_BLOCK if block == "1" else _OTHER_BLOCKS
+            name = f"features.{block}.conv.{first.get(place, place)}.{rest}"
+        if not name.startswith("features.18."):
+            flat[name] = value
+    return flat
+
+
+def pretrained_state(encoder: str, weights: str = "imagenet") -> dict[str, Tensor]:
+    """Return the library's pre-trained weights of an encoder, from the cache or downloaded.
+
+    Raises:
+        UsageError: The library has no such weights for this encoder.
+        EnvironmentProblem: The download failed.
+    """
+    repository, revision = _repository(encoder, weights)
+    try:
+        path = hf_hub_download(repository, _FILE, revision=revision)
+    except Exception as error:  # no route, no such file, a full disk: each has its own
+        raise EnvironmentProblem(
+            f"the '{weights}' weights of encoder '{encoder}' cannot be downloaded: {error}",
+            hint=_OFFLINE_HINT,
+        ) from error
+    return read_encoder_file(Path(path))
 
 
 def require_pretrained(encoder: str, weights: str = "imagenet") -> None:
@@ -108,38 +165,3 @@ def _reachable(url: str) -> bool:
     thread.start()
     thread.join(_ANSWER_SECONDS)
     return bool(answered)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise DataError(
-            f"encoder weights '{path}': no such file; expected none, imagenet or a file",
-            hint="--encoder-weights none|imagenet|FILE.safetensors",
-        )
-    try:
-        state: Any
-        if path.suffix == ".safetensors":
-            state = load_file(path, device="cpu")
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format raises its own kinds for a damaged file
-        raise DataError(
-            f"encoder weights '{path}' cannot be read: {error}",
-            hint="expected .safetensors, or a .pth that holds tensors only",
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(
-            f"encoder weights '{path}' is not a state dict (names to tensors)",
-            hint="save encoder.state_dict()",
-        )
-    return state
-
-
-def _named(what: str, keys: list[str]) -> str:
-    if not keys:
-        return f"no {what}"
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{what} {', '.join(keys[:3])}{more}"

@@ -23,12 +23,16 @@ class NetworkSpec:
         builder: ``"module:function"``, or the function itself, taking ``encoder`` and
             ``encoder_weights`` (``None``, ``"imagenet"`` or a file).
         description: One line for ``ls networks``.
+        pooling_bn: Whether the batch norm of its pooling branch can be switched off.
+        encoders: The encoders it can have; empty for any of the library.
     """
 
     name: str
     version: int
     builder: str | Callable[..., SegmentationNetwork]
     description: str
+    pooling_bn: bool = False
+    encoders: tuple[str, ...] = ()
 
     def build(self, encoder: str, encoder_weights: str | None) -> SegmentationNetwork:
         """Return the network with freshly initialised (or loaded) weights."""
@@ -56,5 +60,16 @@ register_network(
         version=1,
         builder="sfuda_bench.networks.deeplabv3plus:build",
         description="DeepLabv3+ of segmentation-models-pytorch, any encoder, rates 6/12/18",
+    )
+)
+
+register_network(
+    NetworkSpec(
+        name="dpl_deeplabv3plus",
+        version=1,
+        builder="sfuda_bench.networks.dpl_deeplabv3plus:build",
+        description="DeepLabv3+ of the released DPL and CPR code: MobileNetV2, boundary branch",
+        pooling_bn=True,
+        encoders=("mobilenet_v2",),
     )
 )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from sfuda_bench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,14 @@ class Encoded:
         context: (B, 256, H/16, W/16) float, the context map just before the first dropout.
         low: (B, C, H/4, W/4) float, the low-level decoder features, also before any dropout.
         size: Height and width of the input image, in pixels.
+        high: (B, C, H/16, W/16) float, the backbone's output that ``context`` is made of, or
+            ``None`` where a network does not offer it.
     """
 
     context: Tensor
     low: Tensor
     size: tuple[int, int]
+    high: Tensor | None = None
 
 
 class SegmentationNetwork(nn.Module):
@@ -34,6 +41,10 @@ class SegmentationNetwork(nn.Module):
     context_channels: int = 256
     context_stride: int = 16
     feature_channels: int
+    high_channels: int = 0
+    """Channels of ``Encoded.high``; 0 without that tap."""
+    pooling_bn: bool | None = None
+    """Whether the pooling branch uses its batch norm; ``None`` where that has no switch."""
 
     @abstractmethod
     def encode(self, image: Tensor) -> Encoded:
@@ -55,9 +66,39 @@ class SegmentationNetwork(nn.Module):
         """Return logits and penultimate feature.
 
         Returns:
-            ``logits`` (B, 2, H, W), cup first; ``feature`` (B, C, H/4, W/4), the input of the
-            last 1x1 convolution.
+            ``logits`` (B, 2, H, W), cup first; ``feature`` (B, C, H/4, W/4), the map that class
+            prototypes are made of.
         """
+
+    def repeated_decoder(self, encoded: Encoded) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return a function of ``context`` that stands for ``decode`` in many passes.
+
+        A network may prepare there what all passes share. The random draws stay those of
+        ``decode``; values may differ by float rounding. Here it is ``decode`` itself.
+        """
+        return lambda context: self.decode(context, encoded)
+
+    def own_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return ``state`` under this network's names, and the names in it that are not of it.
+
+        Overridden where checkpoints made elsewhere use other names.
+        """
+        return dict(state), []
+
+    def checked_size(self, image: Tensor) -> tuple[int, int]:
+        """Return height and width of ``image``, in pixels.
+
+        Raises:
+            UsageError: A side not divisible by the output stride.
+        """
+        height, width = image.shape[-2:]
+        stride = self.context_stride
+        if height % stride or width % stride:
+            raise UsageError(
+                f"image of {height} x {width} pixels: both sides must be divisible by {stride}",
+                hint=f"--image-size {max(stride, round(height / stride) * stride)}",
+            )
+        return height, width
 
     def sampled_dropout(self) -> list[nn.Module]:
         """Return the dropout modules that act in ``context`` and ``decode``.
@@ -72,3 +113,21 @@ class SegmentationNetwork(nn.Module):
         encoded = self.encode(image)
         logits, _ = self.decode(self.context(encoded), encoded)
         return logits
+
+
+@contextmanager
+def refused_single_image(batch: Tensor) -> Iterator[None]:
+    """Explain what batch norm says of one value per channel, in a pooling branch.
+
+    Raises:
+        UsageError: The block normalised one image by its own moments.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if batch.shape[0] > 1:
+            raise
+        raise UsageError(
+            "a batch of one image cannot be normalised in train mode",
+            hint="use a batch size that leaves no single image, or running statistics",
+        ) from error

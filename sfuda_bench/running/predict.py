@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from sfuda_bench.errors import StoreSchemaError, UsageError
 from sfuda_bench.images.resident import normalise
 from sfuda_bench.networks.batch_norm import enable_dropout, mixed_statistics
+from sfuda_bench.networks.taps import SegmentationNetwork
 from sfuda_bench.running.runtime import autocast
+from sfuda_bench.running.streams import forked
 from sfuda_bench.scoring.codes import STRUCTURES, encode
 from sfuda_bench.settings import Inference
 
@@ -24,36 +26,79 @@ _BATCH = 8
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, images: Tensor, inference: Inference, precision: str
+    network: nn.Module, images: Tensor, inference: Inference, precision: str, seed: int = 0
 ) -> np.ndarray[Any, Any]:
     """Return the probability codes of a network for images (N, 3, S, S) uint8.
 
-    The network's training flags are restored and its buffers are untouched, so a prediction in
-    the middle of an adaptation changes nothing.
+    The network's training flags, its buffers and the global random state are left as found, so a
+    prediction in the middle of an adaptation changes nothing.
+
+    Args:
+        network: Network that gives logits (B, 2, S, S) of normalised images.
+        images: (N, 3, S, S) uint8.
+        inference: Which batch norm and dropout.
+        precision: ``"float32"`` or ``"bfloat16"``.
+        seed: What the draws of ``inference.dropout`` follow from; unused without it.
 
     Returns:
         (N, 2, S, S) uint8 codes; see :func:`sfuda_bench.scoring.codes.encode`.
 
     Raises:
         UsageError: The network cannot run in the asked inference mode.
+
+    Source: released DPL code, ``train_target.py``: one image at a time, normalised by its own
+        moments, dropout active, no batch norm in the pooling branch. Departure: a layer that sees
+        fewer than 32 values per channel keeps its running statistics.
     """
-    if not inference.pooling_bn:
-        raise UsageError(
-            "inference.pooling_bn = false needs a network whose pooling branch has that switch; "
-            "deeplabv3plus has none",
-            hint="leave inference.pooling_bn at true",
-        )
-    per_image = inference.batch_norm == "per_image"
+    with inference_modes(network, inference, seed):
+        return predict_with(network, images, precision, batch=inference_batch(inference))
+
+
+def inference_batch(inference: Inference) -> int:
+    """Return how many images at once a network sees in this mode."""
+    return 1 if inference.batch_norm == "per_image" else _BATCH
+
+
+@contextmanager
+def inference_modes(network: nn.Module, inference: Inference, seed: int) -> Iterator[None]:
+    """Run a block with the network in an inference mode, and put everything back afterwards."""
     flags = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with mixed_statistics(network, alpha=1.0) if per_image else nullcontext():
+        with ExitStack() as modes:
+            if not inference.pooling_bn:
+                modes.enter_context(_without_pooling_bn(network))
+            if inference.batch_norm == "per_image":
+                modes.enter_context(mixed_statistics(network, alpha=1.0))
             if inference.dropout:
                 enable_dropout(network)
-            return predict_with(network, images, precision, batch=1 if per_image else _BATCH)
+                modes.enter_context(forked(seed))
+            yield
     finally:
         for module, training in flags.items():
             module.training = training
+
+
+@contextmanager
+def _without_pooling_bn(network: nn.Module) -> Iterator[None]:
+    """Leave the pooling branch's batch norm out during the block."""
+    switched = [
+        module
+        for module in network.modules()
+        if isinstance(module, SegmentationNetwork) and module.pooling_bn
+    ]
+    if not switched:
+        raise UsageError(
+            f"inference.pooling_bn = false: {type(network).__name__} has no such switch",
+            hint="leave inference.pooling_bn at true, or --network dpl_deeplabv3plus",
+        )
+    for module in switched:
+        module.pooling_bn = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.pooling_bn = True
 
 
 @torch.no_grad()

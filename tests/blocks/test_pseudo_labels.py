@@ -10,13 +10,13 @@ from sfuda_bench.blocks.pseudo_labels import (
     threshold_labels,
 )
 from sfuda_bench.errors import UsageError
-from sfuda_bench.networks.deeplabv3plus import build
+from sfuda_bench.networks.registry import NETWORKS
 
 
-@pytest.fixture(scope="module")
-def network():
+@pytest.fixture(scope="module", params=["deeplabv3plus", "dpl_deeplabv3plus"])
+def network(request):
     torch.manual_seed(0)
-    network = build()
+    network = NETWORKS.get(request.param).build("mobilenet_v2", None)
     for module in network.modules():  # make dropout and running statistics matter
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -81,6 +81,46 @@ def test_encoding_once_gives_the_bits_of_complete_forwards(network, image):
     network.train()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("bn", ["running", "batch"])
+def test_the_prepared_decoder_changes_statistics_by_rounding_only(network, image, bn):
+    results = []
+    for decoder in ("exact", "prepared"):
+        torch.manual_seed(5)
+        results.append(mc_dropout_statistics(network, image, passes=3, bn=bn, decoder=decoder))
+    exact, prepared = results
+    torch.testing.assert_close(prepared.prob, exact.prob, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared.uncertainty, exact.uncertainty, atol=1e-5, rtol=0)
+    torch.testing.assert_close(prepared.feature, exact.feature, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus", "dpl_deeplabv3plus"])
+def test_memory_does_not_grow_with_the_passes(name):
+    """Peak of allocated bytes, beyond the model, at most 1/20 of 100 stacked passes."""
+    layout = torch.channels_last  # as runs use it
+    network = NETWORKS.get(name).build("mobilenet_v2", None).to(memory_format=layout)
+    image = torch.randn(4, 3, 128, 128).contiguous(memory_format=layout)
+    peaks = [
+        _peak_bytes(lambda passes=passes: mc_dropout_statistics(network, image, passes))
+        for passes in (2, 4)
+    ]
+    assert peaks[0] == peaks[1]
+    stacked = 100 * 4 * 4 * (2 * 128 * 128 + network.feature_channels * 32 * 32)
+    assert peaks[1] <= stacked / 20
+
+
+def _peak_bytes(call):
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    total = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
 @pytest.mark.parametrize("bn", ["running", "batch"])
 def test_modes_and_running_statistics_are_left_as_found(network, image, bn):
     before = _state(network)
@@ -136,6 +176,11 @@ def test_the_threshold_itself_is_background():
 def test_one_pass_has_no_spread_and_is_refused(network, image):
     with pytest.raises(UsageError, match="at least 2 passes"):
         mc_dropout_statistics(network, image, passes=1)
+
+
+def test_an_unknown_decoder_is_refused(network, image):
+    with pytest.raises(UsageError, match="decoder='fast'"):
+        mc_dropout_statistics(network, image, passes=2, decoder="fast")
 
 
 def test_one_image_cannot_use_batch_moments(network, image):

@@ -26,6 +26,26 @@ def test_the_head_has_the_golden_parameter_count(arguments, count):
     assert _count(SimilarityHead(**arguments)) == count
 
 
+def test_the_head_has_the_six_tensors_that_stage_two_trains():
+    """O14: two convolutions and two scales and shifts."""
+    shapes = sorted(tuple(p.shape) for p in SimilarityHead().parameters())
+    assert shapes == [(256,)] * 4 + [(256, 256, 1, 1)] * 2
+
+
+def test_another_map_changes_the_input_of_convolution_and_attention_alone():
+    head = SimilarityHead(attention=True, channels=320)
+    assert head(torch.randn(2, 320, 4, 4)).shape == (2, 2, 256, 4, 4)
+    assert head.branches[0][0].weight.shape == (256, 320, 1, 1)
+    assert head.attention[0].mlp[0].weight.shape == (20, 320)
+
+
+def test_without_norm_the_head_is_two_convolutions_of_the_asked_spread():
+    head = SimilarityHead(norm=False, gain=1.0)
+    assert _count(head) == 2 * 256 * 256
+    assert head.branches[1][0].weight.abs().max() <= (6 / 512) ** 0.5
+    assert head(torch.randn(2, 256, 4, 4)).min() < 0
+
+
 def test_cbam_keeps_the_shape_and_its_weights_lie_between_0_and_1():
     cbam, x = CBAM(32), torch.randn(2, 32, 7, 9)
     assert cbam(x).shape == x.shape
