@@ -8,6 +8,7 @@ comes from better pseudo-labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,15 +21,19 @@ from sfuda_bench.blocks.context_similarity import (
     Reduce,
     grid_labels,
     pair_index,
+    pair_labels,
     similarity_loss,
 )
 from sfuda_bench.blocks.losses import Reduction, confident_pixels, focal_masked_bce
 from sfuda_bench.blocks.refinement import calibrate, grid_prob, refine, upsample_refined
+from sfuda_bench.blocks.resample import scaled_side
 from sfuda_bench.blocks.stages import (
     check_labelling,
     initial_labels,
     label_initially,
+    nearer_class,
     train_on_labels,
+    weighted_mean,
 )
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import (
@@ -41,10 +46,11 @@ from sfuda_bench.methods import (
 )
 from sfuda_bench.networks.batch_norm import enable_dropout
 from sfuda_bench.networks.similarity_head import SimilarityHead
-from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.networks.taps import Encoded, SegmentationNetwork
 from sfuda_bench.tunable import BELOW_ONE, setting, tunable
 
 _STRIDE = 16  # pixels of the model input per cell of the context map
+AttentionAt = Literal["context", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +65,27 @@ class CprConfig:
         initial_threshold: Probability above which stage 1 calls a pixel foreground.
         mc_bn: Batch norm during the dropout passes.
         mc_batch: Images per batch of stage 1 and scope of the prototypes.
+        mc_dropout: Sample dropout in stage 1; off, one pass without it and an uncertainty of 0.
         radius: r, in cells of the context map.
         neighbourhood: Distance below r (``lt``, code) or up to r (``le``, report).
         border: ``official`` drops anchors near the border as the code does; ``full`` keeps all.
         similarity_reduce: exp of minus the mean (code) or the sum (formula) of differences.
         attention: CBAM before the 1 x 1 convolution of the head.
         shared_attention: One CBAM for both branches.
+        attention_at: What the attention weights and the head then reads: the context map (ASPP
+            output) or the backbone's output. Without attention the head reads the context map.
+        head_norm: Batch norm and ReLU after the 1 x 1 convolution of the head.
+        head_gain: Of the convolution's Xavier-uniform initialisation.
         head_lr: Learning rate of stage 2.
         head_epochs: Epochs of stage 2.
         head_batch: Images per step of stage 2.
         head_shuffle: Draw the order in stage 2.
+        head_decoder: Whether what follows the context map runs in stage 2, where only its batch
+            norm can gain from it: skipped, stage 4 starts from the source's statistics there.
         encoder_bn: Batch norm of the frozen network in stage 2 follows the target or stays.
         refinement: Refine by context similarity (off: the initial probabilities are kept).
-        refine_scale: Size of the refinement forward over the model input; larger than 1 would
-            need pixels that the resident images do not have.
+        refine_scale: Size of the refinement forward over the model input; above 1 the images are
+            read from files with that many pixels, and smaller files are refused.
         beta: Sharpens similarities.
         iterations: t, random-walk steps.
         calibrate: Divide each map by its own maximum, or not.
@@ -80,7 +93,9 @@ class CprConfig:
         low: gamma_low; pixels below it are kept.
         high: gamma_high; pixels above it are kept.
         pixel_mask: Keep only pixels outside [low, high].
-        class_mask: Keep only pixels whose label equals the source prototypes' class.
+        class_mask: Keep only pixels whose label is the class of the nearer prototype: in the
+            source model's features (stage 1), in those of the network as it adapts (eval mode,
+            anew before each epoch), or keep all.
         focal_exponent: Of the focal weight; 0 is plain cross-entropy.
         loss_reduction: Mean over kept pixels (code) or sum (formula).
         lr: Learning rate of stage 4.
@@ -101,19 +116,24 @@ class CprConfig:
     initial_threshold: float = setting(0.75, 0.0, 1.0)
     mc_bn: Literal["running", "batch"] = "running"
     mc_batch: int = setting(4, 1, 1024)
+    mc_dropout: bool = setting(True, added=True)
     radius: int = tunable(4, 2, 12, symbol="r")
     neighbourhood: Neighbourhood = "lt"
     border: Border = "official"
     similarity_reduce: Reduce = "mean"
     attention: bool = False
     shared_attention: bool = False
+    attention_at: Literal["context", "backbone"] = setting("context", added=True)
+    head_norm: bool = setting(True, added=True)
+    head_gain: float = setting(4.0, 0.01, 100.0, added=True)
     head_lr: float = setting(3e-2, 0.0, 1.0)
     head_epochs: int = setting(16, 1, 1000)
     head_batch: int = setting(8, 2, 1024)
     head_shuffle: bool = False
+    head_decoder: Literal["run", "skip"] = setting("run", added=True)
     encoder_bn: Literal["adapt", "frozen"] = "adapt"
     refinement: bool = True
-    refine_scale: float = setting(1.0, 0.25, 1.0)
+    refine_scale: float = setting(1.0, 0.25, 4.0)
     beta: float = tunable(2.0, 0.25, 16.0, log=True, symbol="beta")
     iterations: int = tunable(4, 1, 64, log=True, symbol="t")
     calibrate: Literal["max", "none"] = "max"
@@ -121,7 +141,7 @@ class CprConfig:
     low: float = tunable(0.4, 0.0, 1.0, symbol="gamma_low")
     high: float = tunable(0.85, 0.0, 1.0, symbol="gamma_high")
     pixel_mask: bool = True
-    class_mask: Literal["source", "none"] = "source"
+    class_mask: Literal["source", "target", "none"] = "source"
     focal_exponent: float = setting(2.0, 0.0, 10.0)
     loss_reduction: Reduction = "mean"
     lr: float = setting(3e-4, 0.0, 1.0)
@@ -150,13 +170,18 @@ def check_grid(config: CprConfig, image_size: int) -> None:
     """Refuse a radius that leaves no pairs on the context map of this image size."""
     check_labelling(config, "cpr")
     for scale in {1.0, config.refine_scale}:
-        side = _rescaled_side(image_size, scale) // _STRIDE
+        side = scaled_side(image_size, scale) // _STRIDE
         try:
             pair_index(side, side, config.radius, config.neighbourhood, config.border)
         except UsageError as error:
             raise UsageError(
                 f"cpr.radius = {config.radius} at {image_size} px: {error.message}", hint=error.hint
             ) from error
+
+
+def refinement_scale(config: CprConfig) -> float:
+    """Return the size of the target images that stage 3 reads over the model's input."""
+    return config.refine_scale if config.refinement else 1.0
 
 
 @frozen_step(version=2)
@@ -178,6 +203,10 @@ def similarity_head(
     augment: Photometric,
     beta1: float,
     beta2: float,
+    attention_at: AttentionAt = "context",
+    norm: bool = True,
+    gain: float = 4.0,
+    decoder: Literal["run", "skip"] = "run",
 ) -> dict[str, Tensor]:
     """Stage 2: learn which neighbouring cells belong to the same class.
 
@@ -186,39 +215,43 @@ def similarity_head(
         drift to the target while ``encoder_bn`` is ``adapt``; ``loss`` (epochs,) float32.
 
     Source:
-        CPR ``sim_learn.py`` at 1fea8d4. The decoder runs as well, so that its statistics drift
-        too; the released script's logging against target ground truth has no counterpart here.
+        CPR ``sim_learn.py`` at 1fea8d4. The decoder runs as well (``decoder``), so that its
+        statistics drift too; the released script's logging against target ground truth has no
+        counterpart here.
     """
     model = task.source_model.requires_grad_(False)
-    head = SimilarityHead(attention=attention, shared_attention=shared_attention).to(task.device)
+    head = _head(model, attention, shared_attention, attention_at, norm, gain).to(task.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=lr, betas=(beta1, beta2))
     label = labels["label"]
     side = label.shape[-1] // _STRIDE
     pairs = pair_index(side, side, radius, neighbourhood, border)
-    cells = grid_labels(label, labels["reliable"], (side, side))
-    losses = []
+    kinds = pair_labels(grid_labels(label, labels["reliable"], (side, side)), pairs)
+    decoded = encoder_bn == "adapt" and decoder == "run"
+    curve = []
     for _ in task.epochs(epochs):
         model.train(encoder_bn == "adapt")
         if encoder_bn == "frozen":
             enable_dropout(model)
         head.train()
-        total = 0.0
+        losses, sizes = [], []
         for batch in task.target.batches(batch_size, augment=augment, shuffle=shuffle):
             with torch.no_grad(), task.autocast():
                 encoded = model.encode(batch.image)
                 context = model.context(encoded)
-                if encoder_bn == "adapt":
+                if decoded:
                     model.decode(context, encoded)
+                seen = _seen(encoded, context, attention_at)
             index = batch.index.to(task.device)
-            loss = similarity_loss(head(context.float()), cells[index], pairs, reduce)
+            loss = similarity_loss(head(seen.float()), kinds[index], pairs, reduce)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += float(loss.detach()) * len(index)
-        losses.append(total / len(task.target))
+            losses.append(loss.detach())
+            sizes.append(len(index))
+        curve.append(weighted_mean(losses, sizes))
     state = {f"head.{name}": value for name, value in head.state_dict().items()}
     state |= {f"model.{name}": value for name, value in model.named_buffers()}
-    return {**state, "loss": torch.tensor(losses, dtype=torch.float32)}
+    return {**state, "loss": torch.tensor(curve, dtype=torch.float32)}
 
 
 @frozen_step(version=1)
@@ -239,30 +272,31 @@ def refined_labels(
     calibration: Literal["max", "none"],
     scale: float,
     batch_size: int,
+    attention_at: AttentionAt = "context",
+    norm: bool = True,
 ) -> dict[str, Tensor]:
     """Stage 3: random walk of the initial probabilities along the learned similarity.
 
     Returns:
-        ``prob`` (N, 2, S, S) float32 in [0, 1], refined, up-sampled and calibrated.
+        ``prob`` (N, 2, S, S) float32 in [0, 1], refined, up-sampled and calibrated; ``peak``
+        (N, 2, 1, 1) float32, each map's maximum before calibration.
 
     Source:
-        CPR ``pl_refine.py`` at 1fea8d4, as a stencil instead of squared dense matrices.
-        Departure: the similarity comes from the model's input size, not from 800 x 800.
+        CPR ``pl_refine.py`` at 1fea8d4, as a stencil instead of squared dense matrices. The
+        released similarity comes from 800 x 800 px beside labels of 512 x 512: a scale of 1.5625.
     """
     model = _with_buffers(task.source_model, head)
-    similarity = SimilarityHead(attention=attention, shared_attention=shared_attention)
+    similarity = _head(model, attention, shared_attention, attention_at, norm)
     similarity.load_state_dict(_part(head, "head."))
     similarity = similarity.to(task.device).eval()
     initial = labels["prob"]
     size = initial.shape[-2:]
-    refined = []
-    for batch in task.target.batches(batch_size):
-        image = batch.image
-        if scale != 1.0:
-            image = _rescaled(image, scale)
+    refined, peaks = [], []
+    for batch in task.target.batches(batch_size, scale=scale):
         with task.autocast():
-            context = model.context(model.encode(image))
-        features = similarity(context.float())
+            encoded = model.encode(batch.image)
+            seen = _seen(encoded, model.context(encoded), attention_at)
+        features = similarity(seen.float())
         prob = initial[batch.index.to(task.device)]
         walked = refine(
             grid_prob(prob, features.shape[-2:]),
@@ -274,18 +308,46 @@ def refined_labels(
             border,
             reduce,
         )
-        refined.append(calibrate(upsample_refined(walked, size), calibration).cpu())
-    return {"prob": torch.cat(refined)}
+        smooth = upsample_refined(walked, size)
+        peaks.append(smooth.amax(dim=(-2, -1), keepdim=True).cpu())
+        refined.append(calibrate(smooth, calibration).cpu())
+    return {"prob": torch.cat(refined), "peak": torch.cat(peaks)}
 
 
-def _rescaled(image: Tensor, scale: float) -> Tensor:
-    """Shrink images to the nearest size that the network's stride divides."""
-    side = _rescaled_side(image.shape[-1], scale)
-    return nn.functional.interpolate(image, (side, side), mode="bilinear", antialias=True)
+def _head(
+    model: SegmentationNetwork,
+    attention: bool,
+    shared_attention: bool,
+    attention_at: AttentionAt,
+    norm: bool,
+    gain: float = 4.0,
+) -> SimilarityHead:
+    """Return a new head for the map that it reads.
+
+    Raises:
+        UsageError: The network does not offer its backbone's output.
+    """
+    at_context = attention_at == "context"
+    channels = model.context_channels if at_context else model.high_channels
+    if not channels:
+        raise UsageError(
+            f"attention_at = backbone: {type(model).__name__} does not offer its backbone's output",
+            hint="use attention_at = context, or give the network high_channels and Encoded.high",
+        )
+    return SimilarityHead(
+        attention=attention,
+        shared_attention=shared_attention,
+        channels=channels,
+        norm=norm,
+        gain=gain,
+    )
 
 
-def _rescaled_side(side: int, scale: float) -> int:
-    return max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE)
+def _seen(encoded: Encoded, context: Tensor, attention_at: AttentionAt) -> Tensor:
+    """Return the map that the head reads, (B, C, h, w)."""
+    if attention_at == "backbone" and encoded.high is not None:
+        return encoded.high
+    return context
 
 
 def _part(artefact: Artefact, prefix: str) -> dict[str, Tensor]:
@@ -309,6 +371,7 @@ def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNet
     source="Huai et al., Context-Aware Pseudo-Label Refinement, MICCAI 2023; xmed-lab/CPR@1fea8d4",
     frozen_steps=(initial_labels, similarity_head, refined_labels),
     check=check_grid,
+    target_scale=refinement_scale,
 )
 @register(
     "cpr_cbam",
@@ -321,6 +384,7 @@ def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNet
     source="CPR with CBAM (Woo et al., ECCV 2018) in the context-similarity head",
     frozen_steps=(initial_labels, similarity_head, refined_labels),
     check=check_grid,
+    target_scale=refinement_scale,
 )
 def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
     """Run the four stages and return the network trained on the refined labels.
@@ -331,29 +395,96 @@ def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:
         such pixels has loss 0 (there NaN).
     """
     labels = label_initially(task, config)
-    model, prob = task.source_model, labels["prob"]
-    if config.refinement or config.initial_weights == "stage2":
-        head = _learn_head(task, config, labels)
-        if config.refinement:
-            prob = _refine(task, config, labels, head)["prob"]
-        if config.initial_weights == "stage2":
-            _with_buffers(model, head)
-    if not config.refinement:
-        prob = calibrate(prob, config.calibrate)
+    task.pseudo_labels("initial", labels["label"].bool(), labels["reliable"].bool())
+    model, prob = _start(task, config, labels)
     label = prob > config.threshold
-    keep = torch.ones_like(label)
-    if config.pixel_mask:
-        keep &= confident_pixels(prob, config.low, config.high)
-    if config.class_mask == "source":
-        keep &= label == labels["prototype_class"].bool()
-    task.track(kept_share=float(keep.float().mean()))
+    task.pseudo_labels("calibrated", label)
+    keep, choose_again = _selection(task, config, labels, model, prob)
 
     def loss_of(logits: Tensor, index: Tensor) -> Tensor:
         return focal_masked_bce(
             logits, label[index].float(), keep[index], config.focal_exponent, config.loss_reduction
         )
 
-    return train_on_labels(task, model, loss_of, config)
+    return train_on_labels(task, model, loss_of, config, choose_again)
+
+
+def _start(
+    task: AdaptationTask, config: CprConfig, labels: Artefact
+) -> tuple[SegmentationNetwork, Tensor]:
+    """Run stages 2 and 3; return the network that stage 4 starts from and the probabilities."""
+    model, prob = task.source_model, labels["prob"]
+    if config.refinement or config.initial_weights == "stage2":
+        head = _learn_head(task, config, labels)
+        if config.refinement:
+            refined = _refine(task, config, labels, head)
+            prob = refined["prob"]
+            _report_refined(task, config, refined, prob)
+        if config.initial_weights == "stage2":
+            _with_buffers(model, head)
+    if not config.refinement:
+        prob = calibrate(prob, config.calibrate)
+    return model, prob
+
+
+def _report_refined(
+    task: AdaptationTask, config: CprConfig, refined: Artefact, prob: Tensor
+) -> None:
+    """Report the refined labels as they are before calibration, under the same threshold."""
+    if config.calibrate == "none":
+        task.pseudo_labels("refined", prob > config.threshold)
+    elif "peak" in refined.names():  # artefacts of an earlier release lack it
+        task.pseudo_labels("refined", prob * refined["peak"] > config.threshold)
+
+
+def _selection(
+    task: AdaptationTask,
+    config: CprConfig,
+    labels: Artefact,
+    model: SegmentationNetwork,
+    prob: Tensor,
+) -> tuple[Tensor, Callable[[], None] | None]:
+    """Return which pixels teach, (N, 2, S, S) bool, and what updates them before an epoch."""
+    label = prob > config.threshold
+    keep = torch.ones_like(label)
+    if config.pixel_mask:
+        keep &= confident_pixels(prob, config.low, config.high)
+    if config.class_mask == "target":
+        return _following(task, config, model, prob, label, keep)
+    if config.class_mask == "source":
+        keep &= label == labels["prototype_class"].bool()
+    task.track(kept_share=float(keep.float().mean()))
+    task.pseudo_labels("masked", label, keep)
+    return keep, None
+
+
+def _following(
+    task: AdaptationTask,
+    config: CprConfig,
+    model: SegmentationNetwork,
+    prob: Tensor,
+    label: Tensor,
+    confident: Tensor,
+) -> tuple[Tensor, Callable[[], None]]:
+    """Return a selection that follows the prototypes of the adapting network.
+
+    Source:
+        The report words the class mask by the target model's feature distribution; the released
+        code keeps the source model's decision. Reported as ``masked`` is the first selection.
+    """
+    keep = torch.empty_like(confident)
+    reported = False
+
+    def choose_again() -> None:
+        nonlocal reported
+        nearer = nearer_class(task, model, label, prob, config.mc_batch)
+        keep.copy_(confident & (label == nearer))
+        task.track(kept_share=float(keep.float().mean()))
+        if not reported:
+            task.pseudo_labels("masked", label, keep.clone())
+            reported = True
+
+    return keep, choose_again
 
 
 def _learn_head(task: AdaptationTask, config: CprConfig, labels: Artefact) -> Artefact:
@@ -369,6 +500,8 @@ def _learn_head(task: AdaptationTask, config: CprConfig, labels: Artefact) -> Ar
         augment=config.augment,
         beta1=config.beta1,
         beta2=config.beta2,
+        gain=config.head_gain,
+        decoder=config.head_decoder,
     )
 
 
@@ -395,4 +528,6 @@ def _pair_rule(config: CprConfig) -> dict[str, Any]:
         "reduce": config.similarity_reduce,
         "attention": config.attention,
         "shared_attention": config.shared_attention,
+        "attention_at": config.attention_at if config.attention else "context",
+        "norm": config.head_norm,
     }

@@ -30,6 +30,7 @@ class DplConfig:
         initial_threshold: Probability above which a pixel is foreground.
         mc_bn: Batch norm during the dropout passes.
         mc_batch: Images per batch and scope of the prototypes.
+        mc_dropout: Sample dropout; off, one pass without it and an uncertainty of 0.
         lr: Learning rate of Adam.
         epochs: Epochs over the target images.
         batch_size: Images per step.
@@ -47,6 +48,7 @@ class DplConfig:
     initial_threshold: float = tunable(0.75, 0.0, 1.0, symbol="gamma")
     mc_bn: Literal["running", "batch"] = "running"
     mc_batch: int = setting(8, 1, 1024)
+    mc_dropout: bool = setting(True, added=True)
     lr: float = tunable(2e-3, 0.0, 1.0, symbol="lr")
     epochs: int = tunable(2, 0, 1000)
     batch_size: int = setting(8, 2, 1024)
@@ -78,6 +80,8 @@ def adapt(task: AdaptationTask, config: DplConfig) -> nn.Module:
     """
     labels = label_initially(task, config)
     label, reliable = labels["label"].float(), labels["reliable"].bool()
+    task.pseudo_labels("initial", label.bool())
+    task.pseudo_labels("masked", label.bool(), reliable)
 
     def loss_of(logits: Tensor, index: Tensor) -> Tensor:
         return masked_bce(logits, label[index], reliable[index])

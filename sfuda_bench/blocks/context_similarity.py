@@ -1,7 +1,8 @@
 """Similarity of neighbouring grid cells: which pairs, how alike, and the loss that teaches it.
 
 Pairs are kept as shifted windows of the grid, one per offset, so a map is compared with a shifted
-view of itself and nothing is gathered.
+view of itself and nothing is gathered. What is held at a time is the difference of one offset and
+a few images, whatever the radius and the batch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ Reduce = Literal["mean", "sum"]
 Window = tuple[slice, slice]
 IGNORE = 255
 _EPS = 1e-5
+_WORKING_BYTES = {"cpu": 2**21}
+_WORKING_BYTES_ELSEWHERE = 2**28
+"""Largest difference map held at a time: near the cache on CPUs, few launches elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,11 @@ def pair_index(
 
 @full_precision
 def pair_distance(features: Tensor, pairs: Pairs, reduce: Reduce = "mean") -> Tensor:
-    """Return the L1 distance of each pair; differentiable, in memory that does not grow with P.
+    """Return the L1 distance of each pair; differentiable, in bounded memory.
+
+    Differences are formed for one offset and a few images at a time, and formed again for the
+    gradient: beyond features, distances and gradient, memory grows neither with the radius nor
+    with the batch.
 
     Args:
         features: (B, 2, C, h, w) float, one map per structure, cup first.
@@ -166,6 +174,10 @@ class PairLabels:
     foreground: Tensor
     negative: Tensor
 
+    def __getitem__(self, index: Tensor) -> PairLabels:
+        """Return the labels of the images at ``index``, (n,) int64."""
+        return PairLabels(self.background[index], self.foreground[index], self.negative[index])
+
 
 def pair_labels(labels: Tensor, pairs: Pairs) -> PairLabels:
     """Return the kind of each pair from grid labels (B, 2, h, w) of 0, 1 and 255 (ignore)."""
@@ -204,13 +216,18 @@ def loss_from_distance(
 
 
 def similarity_loss(
-    features: Tensor, labels: Tensor, pairs: Pairs, reduce: Reduce = "mean", eps: float = _EPS
+    features: Tensor,
+    labels: Tensor | PairLabels,
+    pairs: Pairs,
+    reduce: Reduce = "mean",
+    eps: float = _EPS,
 ) -> Tensor:
     """Return the loss that makes cells of one class alike and of two classes unlike, a scalar.
 
     Args:
         features: (B, 2, C, h, w) float, of the similarity head.
-        labels: (B, 2, h, w) uint8, of :func:`grid_labels`.
+        labels: (B, 2, h, w) uint8, of :func:`grid_labels`; or their :func:`pair_labels`, which
+            do not change while a head is trained.
         pairs: Pairs of the (h, w) grid.
         reduce: ``"mean"`` or ``"sum"`` over channels.
         eps: Inside the logarithms and the counts.
@@ -221,35 +238,48 @@ def similarity_loss(
     Source: CPR, MICCAI 2023, equation 2 and released code.
     """
     distance = pair_distance(features, pairs, reduce)
-    return loss_from_distance(distance, pair_labels(labels, pairs), reduce, eps)
+    kinds = labels if isinstance(labels, PairLabels) else pair_labels(labels, pairs)
+    return loss_from_distance(distance, kinds, reduce, eps)
 
 
 class _PairDistance(torch.autograd.Function):
-    """Scaled L1 distances; the differences are formed again, offset by offset, for the gradient."""
+    """Scaled L1 distances; the differences are formed again, piece by piece, for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, pairs: Pairs, scale: float) -> Tensor:
         ctx.save_for_backward(features)
         ctx.pairs, ctx.scale = pairs, scale
-        return torch.cat(
-            [
-                _difference(features, *window).abs_().sum(dim=2).flatten(2)
-                for window in pairs.windows
-            ],
-            dim=2,
-        ).mul_(scale)
+        distance = features.new_empty(*features.shape[:2], len(pairs))
+        size = _images_at_a_time(features)
+        for some, out in zip(features.split(size), distance.split(size), strict=True):
+            parts = out.split(_counts(pairs), dim=2)
+            for window, part in zip(pairs.windows, parts, strict=True):
+                part.copy_(_difference(some, *window).abs_().sum(dim=2).flatten(2))
+        return distance.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (features,) = ctx.saved_tensors
         grad = torch.zeros_like(features)
-        parts = (grad_outputs[0] * ctx.scale).split([_area(a) for a, _ in ctx.pairs.windows], dim=2)
-        for ((ar, ac), (pr, pc)), part in zip(ctx.pairs.windows, parts, strict=True):
-            sign = _difference(features, (ar, ac), (pr, pc)).sign_()
-            sign *= part.unflatten(2, sign.shape[-2:]).unsqueeze(2)
-            grad[..., ar, ac] += sign
-            grad[..., pr, pc] -= sign
+        size = _images_at_a_time(features)
+        incoming = (grad_outputs[0] * ctx.scale).split(size)
+        for some, out, given in zip(features.split(size), grad.split(size), incoming, strict=True):
+            parts = given.split(_counts(ctx.pairs), dim=2)
+            for ((ar, ac), (pr, pc)), part in zip(ctx.pairs.windows, parts, strict=True):
+                sign = _difference(some, (ar, ac), (pr, pc)).sign_()
+                sign *= part.unflatten(2, sign.shape[-2:]).unsqueeze(2)
+                out[..., ar, ac] += sign
+                out[..., pr, pc] -= sign
         return grad, None, None
+
+
+def _images_at_a_time(features: Tensor) -> int:
+    limit = _WORKING_BYTES.get(features.device.type, _WORKING_BYTES_ELSEWHERE)
+    return max(1, limit // max(1, features[:1].numel() * features.element_size()))
+
+
+def _counts(pairs: Pairs) -> list[int]:
+    return [_area(anchor) for anchor, _ in pairs.windows]
 
 
 def _difference(features: Tensor, anchor: Window, partner: Window) -> Tensor:

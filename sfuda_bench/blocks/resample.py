@@ -1,4 +1,4 @@
-"""Nearest-neighbour resampling with exact integer indices."""
+"""Nearest-neighbour resampling with exact integer indices, and sides that a network can take."""
 
 from __future__ import annotations
 
@@ -19,3 +19,17 @@ def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
         for new, old in zip(size, x.shape[-2:], strict=True)
     )
     return x[..., rows[:, None], columns]
+
+
+def scaled_side(side: int, scale: float, stride: int = 16) -> int:
+    """Return ``scale`` times ``side``, to the nearest multiple of the network's stride.
+
+    Args:
+        side: Side of an image, px.
+        scale: Above 0.
+        stride: What the side must be divisible by, px; also the smallest result.
+
+    Returns:
+        The new side, px; ``side`` itself at scale 1, whatever it is divisible by.
+    """
+    return side if scale == 1.0 else max(stride, round(side * scale / stride) * stride)

@@ -6,7 +6,8 @@ The only blocks that know the port: they take its tasks and carry its mark for f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal, Protocol
 
 import torch
@@ -18,10 +19,15 @@ from sfuda_bench.blocks.prototypes import (
     reliable_mask,
     uncertainty_quantile,
 )
-from sfuda_bench.blocks.pseudo_labels import mc_dropout_statistics, threshold_labels
+from sfuda_bench.blocks.pseudo_labels import (
+    McStatistics,
+    mc_dropout_statistics,
+    threshold_labels,
+)
 from sfuda_bench.errors import MethodWarning, UsageError
 from sfuda_bench.methods import AdaptationTask, Artefact, FrozenTask, Photometric, frozen_step
-from sfuda_bench.networks.batch_norm import freeze_batch_norm
+from sfuda_bench.networks.batch_norm import freeze_batch_norm, use_batch_statistics
+from sfuda_bench.networks.taps import SegmentationNetwork
 
 _MOST_RELIABLE, _LEAST_RELIABLE = 0.995, 0.20
 
@@ -37,6 +43,7 @@ def initial_labels(
     uncertainty_quantile_share: float | None,
     bn: Literal["running", "batch"],
     batch_size: int,
+    mc_dropout: bool = True,
 ) -> dict[str, Tensor]:
     """Label the target with the source model: MC dropout, threshold, prototypes, reliability.
 
@@ -50,6 +57,7 @@ def initial_labels(
             fixed eta, for networks whose dropout hardly moves the output.
         bn: ``running`` (CPR) or ``batch`` statistics (DPL's train mode).
         batch_size: Images per batch, which is also the scope of the prototypes.
+        mc_dropout: Sample dropout; off, one pass without it and an uncertainty of 0.
 
     Returns:
         ``prob`` (N, 2, S, S) float32; ``label``, ``prototype_class`` (q, the class of the nearer
@@ -64,7 +72,10 @@ def initial_labels(
     results: dict[str, list[Tensor]] = {name: [] for name in names}
     missing = 0
     for batch in task.target.batches(batch_size):
-        statistics = mc_dropout_statistics(model, batch.image, passes, temperature, bn)
+        if mc_dropout:
+            statistics = mc_dropout_statistics(model, batch.image, passes, temperature, bn)
+        else:
+            statistics = _single_pass(model, batch.image, bn)
         label = threshold_labels(statistics.prob, threshold)
         eta = uncertainty_threshold
         if uncertainty_quantile_share is not None:
@@ -81,6 +92,19 @@ def initial_labels(
             results[name].append(small.cpu())
     tensors = {name: torch.cat(parts) for name, parts in results.items()}
     return {**tensors, "missing_prototypes": torch.tensor([missing])}
+
+
+@torch.no_grad()
+def _single_pass(
+    model: SegmentationNetwork, image: Tensor, bn: Literal["running", "batch"]
+) -> McStatistics:
+    """Return what MC dropout returns, of one pass without dropout: nothing is uncertain."""
+    by_batch = use_batch_statistics(model, min_samples=2) if bn == "batch" else nullcontext()
+    with by_batch:
+        encoded = model.encode(image)
+        logits, feature = model.decode(model.context(encoded), encoded)
+    prob = torch.sigmoid(logits.double()).float()
+    return McStatistics(prob, torch.zeros_like(prob), feature.float())
 
 
 class InitialLabelling(Protocol):
@@ -121,6 +145,11 @@ class InitialLabelling(Protocol):
         """Images per batch and scope of the prototypes."""
         ...
 
+    @property
+    def mc_dropout(self) -> bool:
+        """Sample dropout, or run once without it."""
+        ...
+
 
 def check_labelling(config: InitialLabelling, owner: str) -> None:
     """Refuse dropout passes that would normalise a single image by itself.
@@ -151,6 +180,7 @@ def label_initially(task: AdaptationTask, config: InitialLabelling) -> Artefact:
         uncertainty_quantile_share=config.uncertainty_quantile,
         bn=config.mc_bn,
         batch_size=config.mc_batch,
+        mc_dropout=config.mc_dropout,
     )
     share = float(labels["reliable"].float().mean())
     task.track(reliable_share=share)
@@ -213,6 +243,7 @@ def train_on_labels(
     model: nn.Module,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     config: SelfTraining,
+    before_epoch: Callable[[], None] | None = None,
 ) -> nn.Module:
     """Train a whole network on fixed labels of the target images, in train mode.
 
@@ -222,6 +253,7 @@ def train_on_labels(
         loss_of: Takes logits (B, 2, H, W) float32 and the images' positions (B,), and returns
             the scalar loss.
         config: Optimiser, schedule and augmentation.
+        before_epoch: Called at each epoch's start; what it does to modes is undone.
 
     Returns:
         The same network in eval mode.
@@ -234,10 +266,13 @@ def train_on_labels(
         model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2)
     )
     for _ in task.epochs(config.epochs, model=model, optimizer=optimizer):
+        if before_epoch is not None:
+            before_epoch()
         model.train()
         if config.bn_stats == "frozen_source":
             freeze_batch_norm(model)
-        total = 0.0
+        losses: list[Tensor] = []  # read at the end: a device is not waited for at every step
+        sizes: list[int] = []
         for batch in task.target.batches(
             config.batch_size, augment=config.augment, shuffle=config.shuffle
         ):
@@ -247,6 +282,55 @@ def train_on_labels(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += float(loss.detach()) * len(batch.index)
-        task.track(loss=total / len(task.target))
+            losses.append(loss.detach())
+            sizes.append(len(batch.index))
+        task.track(loss=weighted_mean(losses, sizes))
     return model.eval()
+
+
+def weighted_mean(losses: Sequence[Tensor], sizes: Sequence[int]) -> float:
+    """Return the mean of the batches' scalar losses, weighted by their numbers of images."""
+    total = 0.0
+    for loss, size in zip(torch.stack(list(losses)).tolist(), sizes, strict=True):
+        total += loss * size
+    return total / sum(sizes)
+
+
+@torch.no_grad()
+def nearer_class(
+    task: AdaptationTask,
+    model: SegmentationNetwork,
+    label: Tensor,
+    prob: Tensor,
+    batch_size: int,
+) -> Tensor:
+    """Decide each pixel's class by prototypes of the network's present features.
+
+    The network is put in eval mode and sees the images as they are. Prototypes are those of
+    :func:`~sfuda_bench.blocks.prototypes.class_prototypes` with every pixel certain, since the
+    pseudo-labels of this stage carry no uncertainty.
+
+    Args:
+        task: The adaptation task.
+        model: The network as it is now.
+        label: (N, 2, S, S) bool pseudo-labels.
+        prob: (N, 2, S, S) float, their probabilities; the prototypes' weights.
+        batch_size: Images per batch, which is also the scope of the prototypes.
+
+    Returns:
+        q (N, 2, S, S) bool.
+
+    Undefined:
+        Without foreground (or background) in a batch, q is background there.
+    """
+    model.eval()
+    decisions = []
+    for batch in task.target.batches(batch_size):
+        index = batch.index.to(task.device)
+        with task.autocast():
+            encoded = model.encode(batch.image)
+            _, feature = model.decode(model.context(encoded), encoded)
+        one_prob, feature = prob[index], feature.float()
+        prototypes = class_prototypes(feature, label[index], one_prob, torch.zeros_like(one_prob))
+        decisions.append(class_agreement(feature, prototypes, label.shape[-2:]))
+    return torch.cat(decisions)

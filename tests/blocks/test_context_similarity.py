@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sfuda_bench.blocks import context_similarity
 from sfuda_bench.blocks.context_similarity import (
     PairLabels,
     grid_labels,
@@ -97,6 +99,61 @@ def test_pair_distance_equals_gathered_l1_and_has_its_gradient():
     gathered = (flat[..., anchor] - flat[..., partner]).abs().mean(dim=2)
     torch.testing.assert_close(pair_distance(features, pairs), gathered)
     assert torch.autograd.gradcheck(lambda f: pair_distance(f, pairs, "sum"), features)
+
+
+@pytest.mark.parametrize("limit", [0, 2**40])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_distances_and_gradients_do_not_depend_on_how_many_images_are_held(
+    monkeypatch, limit, reduce
+):
+    torch.manual_seed(0)
+    features = torch.randn(5, 2, 64, 9, 8, requires_grad=True)
+    labels = torch.randint(0, 2, (5, 2, 9, 8), dtype=torch.uint8)
+    pairs = pair_index(9, 8, 4)
+
+    def results():
+        loss = similarity_loss(features, labels, pairs, reduce)
+        return pair_distance(features, pairs, reduce), torch.autograd.grad(loss, features)[0]
+
+    expected = results()
+    monkeypatch.setitem(context_similarity._WORKING_BYTES, "cpu", limit)
+    for one, two in zip(results(), expected, strict=True):
+        assert torch.equal(one, two)
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned, in elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out._base is None:
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_memory_is_that_of_the_features_and_not_of_all_pairs():
+    """Gathering all pairs of this grid would take 29 times the features."""
+    features = torch.randn(6, 2, 64, 16, 16, requires_grad=True)
+    labels = torch.randint(0, 2, (6, 2, 16, 16), dtype=torch.uint8)
+    pairs = pair_index(16, 16, 6, border="full")
+    assert len(pairs) * features[..., 0, 0].numel() > 29 * features.numel()
+    with _Largest() as largest:
+        similarity_loss(features, labels, pairs).backward()
+    assert largest.elements <= features.numel()
+
+
+def test_labels_of_pairs_may_be_computed_once_and_indexed():
+    torch.manual_seed(0)
+    features, pairs = torch.randn(2, 2, 4, 6, 6), pair_index(6, 6, 3)
+    labels = torch.randint(0, 2, (5, 2, 6, 6), dtype=torch.uint8)
+    labels[:, :, 2, 3] = 255
+    index, once = torch.tensor([3, 1]), pair_labels(labels, pairs)
+    expected = similarity_loss(features, labels[index], pairs)
+    assert torch.equal(similarity_loss(features, once[index], pairs), expected)
 
 
 def _loss_of(background, foreground, negative, reduce="mean"):

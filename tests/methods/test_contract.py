@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from sfuda_bench.methods import METHODS, Batch
 from sfuda_bench.running.adaptation import changed_parts
 from sfuda_bench.running.keys import model_sha256
+from sfuda_bench.running.request import RECORDS
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.settings import NetworkSettings
 
@@ -88,7 +89,8 @@ PERTURBATIONS: dict[str, tuple[Callable[[Any], None], dict[str, Any]]] = {
     "masks shuffled": (shuffle_masks, {}),
     "test images are noise": (noise_as_test_images, {}),
     "files renamed": (rename_files, {}),
-    "epochs tracked": (nothing, {"track": True}),
+    "everything recorded": (nothing, {"record": frozenset(RECORDS)}),
+    "everything recorded without masks": (delete_masks, {"record": frozenset(RECORDS)}),
 }
 
 
@@ -106,7 +108,7 @@ def perturbed(
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_labels_test_images_names_and_tracking_leave_the_adapted_bytes_alone(
+def test_labels_test_images_names_and_recording_leave_the_adapted_bytes_alone(
     name: str, plain: Results, perturbed: Results
 ) -> None:
     assert perturbed[name].sha == plain[name].sha
@@ -255,6 +257,8 @@ def test_every_other_protocol_of_a_method_runs_and_is_marked(
     assert "target_train" not in result.cell["digests"]
     assert result.cell["key"] != plain[name].cell["key"]
     assert result.scores()["digest"]
+    recorded = again.bench.run(name, protocol=protocol, record=frozenset(RECORDS))
+    assert recorded.cell["tracked"] and recorded.sha == result.sha
 
 
 @pytest.mark.parametrize("name", EPISODIC)

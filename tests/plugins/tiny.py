@@ -22,6 +22,7 @@ class Tiny(SegmentationNetwork):
     """Strides 4 and 16, a pooled branch with batch norm, one dropout, a short decoder."""
 
     feature_channels = 8
+    high_channels = 16
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Tiny(SegmentationNetwork):
         deep = self.deep(low)
         pooled = self.pooled(deep.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *deep.shape[-2:])
         size = (image.shape[-2], image.shape[-1])
-        return Encoded(self.project(torch.cat([deep, pooled], dim=1)), low, size)
+        return Encoded(self.project(torch.cat([deep, pooled], dim=1)), low, size, high=deep)
 
     def context(self, encoded: Encoded) -> Tensor:
         dropped: Tensor = self.dropout(encoded.context)
