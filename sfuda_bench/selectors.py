@@ -36,7 +36,12 @@ def parse_methods(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def parse_pairs(text: str, domains: Sequence[str], canonical: Callable[[str], str]) -> list[Pair]:
+def parse_pairs(
+    text: str,
+    domains: Sequence[str],
+    canonical: Callable[[str], str],
+    only_sources: Sequence[str] = (),
+) -> list[Pair]:
     """Return the pairs that a selector matches, sorted by source and target.
 
     Args:
@@ -44,6 +49,7 @@ def parse_pairs(text: str, domains: Sequence[str], canonical: Callable[[str], st
             ``*`` stands for every domain.
         domains: The domains that are present.
         canonical: Turns an alias into a domain's name; raises for an ambiguous one.
+        only_sources: Domains without images whose source model is at hand.
 
     Raises:
         UsageError: A domain that is not present, a pair with itself, or nothing matched.
@@ -52,18 +58,22 @@ def parse_pairs(text: str, domains: Sequence[str], canonical: Callable[[str], st
         text = "*:*"
     found: set[Pair] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        found |= _match(part, domains, canonical)
+        found |= _match(part, ([*domains, *only_sources], domains), canonical)
     if not found:
         present = ", ".join(domains) or "none"
         raise UsageError(f"--pairs {text}: matches no pair; domains present: {present}", hint=_HINT)
     return sorted(found)
 
 
-def _match(part: str, domains: Sequence[str], canonical: Callable[[str], str]) -> set[Pair]:
+def _match(
+    part: str, domains: tuple[Sequence[str], Sequence[str]], canonical: Callable[[str], str]
+) -> set[Pair]:
     ends = [end.strip() for end in part.replace("->", ":").split(":")]
     if len(ends) != 2 or not all(ends):
         raise UsageError(f"--pairs {part}: expected source:target", hint=_HINT)
-    sources, targets = (_domains_of(end, domains, canonical) for end in ends)
+    sources, targets = (
+        _domains_of(end, present, canonical) for end, present in zip(ends, domains, strict=True)
+    )
     if "*" not in ends and sources == targets:
         raise UsageError(f"--pairs {part}: a pair needs two different domains", hint=_HINT)
     return {Pair(s, t) for s in sources for t in targets if s != t}

@@ -1,4 +1,7 @@
-"""Settings of a run: presets, TOML, --set, and where each value came from."""
+"""Settings of a run: presets, TOML, --set, and where each value came from.
+
+:mod:`sfuda_bench.setting_layers` says how layers are written and which one wins.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,18 @@ from typing import Any, Literal
 
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS
+from sfuda_bench.networks.registry import NETWORKS
 from sfuda_bench.registry import did_you_mean
+from sfuda_bench.setting_layers import (
+    ANY,
+    Layer,
+    PairValue,
+    Table,
+    checked_from,
+    merge_method,
+    merge_section,
+    read_layer,
+)
 from sfuda_bench.tunable import BELOW_ONE, build_config, checked_values, setting
 
 _PRESETS = "sfuda_bench.presets"
@@ -28,10 +42,13 @@ class DataSettings:
     Attributes:
         image_size: Side of the model's input, px.
         evaluation_grid: Side of the grid on which predictions are scored, px.
+        roi_crop_px: Side of the central window that is cut from each image and mask before they
+            are resized, px; 0 takes the whole file. A file that is no larger is taken whole.
     """
 
     image_size: int = setting(256, 32, 2048)
     evaluation_grid: int = setting(512, 32, 4096)
+    roi_crop_px: int = setting(0, 0, 16_384, added=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +78,9 @@ class SourceRecipe:
         augment: ``none``, ``flip`` or the ``dpl`` set.
         train_scale: Crops are taken from images of this many times the input size.
         validation_fraction: Share of source ``train`` held out to choose the checkpoint.
-        selection: The best validated checkpoint, or the last.
+        selection: The best checkpoint on held-out images of source ``train`` (``source_val``), the
+            last one, or the best on the source ``test`` split (``source_test_best``, as released
+            code does): nothing is held out then, and the source's own test score is no estimate.
     """
 
     epochs: int = setting(200, 1, 100_000)
@@ -77,7 +96,7 @@ class SourceRecipe:
     augment: Literal["none", "flip", "dpl"] = "dpl"
     train_scale: float = setting(1.0, 1.0, 4.0)
     validation_fraction: float = setting(0.15, 0.01, 0.5)
-    selection: Literal["source_val", "last"] = "source_val"
+    selection: Literal["source_val", "last", "source_test_best"] = "source_val"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +141,10 @@ class Settings:
         source: The source recipe.
         inference: How adapted networks are run.
         precision: ``float32``, ``bfloat16`` or ``auto``.
-        methods: Method name to its config.
+        methods: Method name to its config, for pairs about which nothing else is said.
         origins: Dotted key to where its value came from; keys not listed are defaults.
+        pair_values: Settings of methods that hold for some pairs only, weakest first.
+        fallbacks: Dotted key to the pair whose value ``methods`` holds for want of a general one.
     """
 
     preset: str
@@ -134,6 +155,75 @@ class Settings:
     precision: str
     methods: Mapping[str, Any]
     origins: Mapping[str, str]
+    pair_values: tuple[PairValue, ...] = ()
+    fallbacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def config_for(self, method: str, pair: object = None) -> Any:
+        """Return a method's config for a pair (``source:target``, or what prints like that).
+
+        Raises:
+            UsageError: The pair's values and the others exclude each other.
+        """
+        values = {found.name: found.value for found in self._of_pair(method, pair)}
+        if not values:
+            return self.methods[method]
+        try:
+            return dataclasses.replace(self.methods[method], **values)
+        except UsageError as error:
+            raise UsageError(f"{error.message} (for the pair {pair})", hint=error.hint) from error
+
+    def origin_for(self, key: str, pair: object = None) -> str:
+        """Return where the value of ``owner.name`` comes from in a pair."""
+        owner, name = key.split(".", 1)
+        found = [value.origin for value in self._of_pair(owner, pair) if value.name == name]
+        return found[-1] if found else self.origins.get(key, DEFAULT_ORIGIN)
+
+    def with_values(self, overrides: Mapping[str, Mapping[str, Any]], origin: str) -> Settings:
+        """Return settings in which methods have other values, in every pair.
+
+        Args:
+            overrides: Method to setting to value.
+            origin: Where the values come from.
+
+        Raises:
+            UsageError: An unknown setting, a value out of its range, or values that exclude each
+                other.
+        """
+        methods, origins = dict(self.methods), dict(self.origins)
+        for method, values in overrides.items():
+            checked = checked_values(type(methods[method]), values, owner=method)
+            methods[method] = dataclasses.replace(methods[method], **checked)
+            origins |= {f"{method}.{name}": origin for name in checked}
+        changed = {f"{method}.{name}" for method, values in overrides.items() for name in values}
+        return dataclasses.replace(
+            self,
+            methods=methods,
+            origins=origins,
+            pair_values=tuple(
+                value for value in self.pair_values if f"{value.method}.{value.name}" not in changed
+            ),
+            fallbacks={key: text for key, text in self.fallbacks.items() if key not in changed},
+        )
+
+    def with_stand_ins(self, stand_ins: Mapping[str, str]) -> Settings:
+        """Return settings in which a pair with a stand-in has the values of the pair it stands for.
+
+        Args:
+            stand_ins: Missing domain to the one that takes its place.
+        """
+        copies = []
+        for value in self.pair_values:
+            ends = [stand_ins.get(end, end) for end in value.pattern.split(":")]
+            if ":".join(ends) != value.pattern:
+                origin = f"{value.origin}, stand-in"
+                copies.append(dataclasses.replace(value, pattern=":".join(ends), origin=origin))
+        return dataclasses.replace(self, pair_values=(*self.pair_values, *copies))
+
+    def _of_pair(self, method: str, pair: object) -> list[PairValue]:
+        if pair is None:
+            return []
+        text = str(pair)
+        return [v for v in self.pair_values if v.method == method and v.applies(text)]
 
 
 def preset_names() -> list[str]:
@@ -170,19 +260,24 @@ def resolve(
         layers.append(_layer(f"--config {config_file}", _read_toml(config_file)))
     layers.append(_layer("flag", _nest((flags or {}).items())))
     layers.append(_layer("--set", _nest(map(_split_override, overrides))))
+    _check_values(layers, set(map(METHODS.canonical, methods)))
     origins: dict[str, str] = {}
+    network = merge_section("network", layers, "", {}).get("name", DEFAULT_NETWORK)
     sections = {
-        name: _build(kind, _merge_section(name, layers, origins), name, origins)
+        name: _build(kind, merge_section(name, layers, network, origins), name, origins)
         for name, kind in _SECTIONS.items()
     }
-    configs = {
-        method: _build(
-            METHODS.get(method).config, _merge_method(method, layers, origins), method, origins
-        )
-        for method in map(METHODS.canonical, methods)
-    }
-    _check_others(layers, configs)
-    settings = _assemble(preset, sections, configs, origins)
+    merged = {m: merge_method(m, layers, network) for m in map(METHODS.canonical, methods)}
+    for found in merged.values():
+        origins |= found.origins
+    settings = _assemble(
+        preset,
+        sections,
+        {m: _build(METHODS.get(m).config, f.values, m, origins) for m, f in merged.items()},
+        origins,
+        tuple(value for found in merged.values() for value in found.pairs),
+        {key: pair for found in merged.values() for key, pair in found.fallbacks.items()},
+    )
     _cross_check(settings)
     return settings
 
@@ -196,17 +291,67 @@ def explain(settings: Settings) -> list[tuple[str, Any, str]]:
     ]
 
 
+def explain_pairs(
+    settings: Settings, pairs: Iterable[object] = ()
+) -> dict[str, list[tuple[str, Any, str]]]:
+    """Return what depends on the pair: (dotted key, value, origin) by pair.
+
+    Args:
+        settings: Resolved settings.
+        pairs: Pairs of a plan; those that the settings name are added.
+
+    Returns:
+        Nothing when no setting depends on the pair.
+    """
+    keys = sorted({f"{v.method}.{v.name}" for v in settings.pair_values} | {*settings.fallbacks})
+    named = [v.pattern for v in settings.pair_values if ANY not in v.pattern.split(":")]
+    found = {}
+    for pair in dict.fromkeys([*map(str, pairs), *named]) if keys else ():
+        rows = []
+        for key in keys:
+            method, name = key.split(".", 1)
+            value = getattr(settings.config_for(method, pair), name)
+            rows.append((key, value, settings.origin_for(key, pair)))
+        found[pair] = rows
+    return found
+
+
+def fallback_notes(settings: Settings, pairs: Iterable[object]) -> list[str]:
+    """Say which pairs take values that are meant for another pair, one sentence per pair."""
+    notes = []
+    for pair in map(str, pairs):
+        borrowed: dict[str, list[str]] = {}
+        for key, owner in settings.fallbacks.items():
+            method, name = key.split(".", 1)
+            if not any(value.name == name for value in settings._of_pair(method, pair)):
+                borrowed.setdefault(owner, []).append(key)
+        notes += [
+            f"{pair}: {', '.join(keys)} fall back to the values of {owner}"
+            for owner, keys in borrowed.items()
+        ]
+    return notes
+
+
 def to_json(settings: Settings) -> dict[str, Any]:
     """Return the settings as one JSON-able document; :func:`from_json` reads it back."""
-    document: dict[str, Any] = {"preset": settings.preset, "origins": dict(settings.origins)}
+    document: dict[str, Any] = {
+        "preset": settings.preset,
+        "origins": dict(settings.origins),
+        "pair_values": [_plain(value) for value in settings.pair_values],
+        "fallbacks": dict(settings.fallbacks),
+    }
     methods = document["methods"] = {}
     for owner, config in _owners(settings):
         place = document if owner in _SECTIONS else methods
-        place[owner] = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(config).items()
-        }
+        place[owner] = _plain(config)
     return document
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
 
 
 def from_json(document: Mapping[str, Any]) -> Settings:
@@ -222,7 +367,25 @@ def from_json(document: Mapping[str, Any]) -> Settings:
         method: build_config(METHODS.get(method).config, values, owner=method)
         for method, values in document["methods"].items()
     }
-    return _assemble(document["preset"], sections, configs, document["origins"])
+    pair_values = [
+        PairValue(**{**found, "value": _checked_value(found)})
+        for found in document.get("pair_values", ())
+    ]
+    return _assemble(
+        document["preset"],
+        sections,
+        configs,
+        document["origins"],
+        tuple(pair_values),
+        document.get("fallbacks", {}),
+    )
+
+
+def _checked_value(found: Mapping[str, Any]) -> Any:
+    """Return a pair's value in the type of its field: JSON has no tuples."""
+    config = METHODS.get(found["method"]).config
+    checked = checked_values(config, {found["name"]: found["value"]}, owner=found["method"])
+    return checked[found["name"]]
 
 
 def _assemble(
@@ -230,6 +393,8 @@ def _assemble(
     sections: Mapping[str, Any],
     methods: Mapping[str, Any],
     origins: Mapping[str, str],
+    pair_values: tuple[PairValue, ...],
+    fallbacks: Mapping[str, str],
 ) -> Settings:
     return Settings(
         preset=preset,
@@ -240,6 +405,8 @@ def _assemble(
         precision=sections["run"].precision,
         methods=methods,
         origins=origins,
+        pair_values=pair_values,
+        fallbacks=fallbacks,
     )
 
 
@@ -255,79 +422,11 @@ def _owners(settings: Settings) -> list[tuple[str, Any]]:
     ]
 
 
-# -- layers -----------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The values that one place sets: sections and methods by name, each a table of values."""
-
-    place: str
-    sections: Mapping[str, Mapping[str, Any]]
-    methods: Mapping[str, Mapping[str, Any]]
-
-    def origin(self, owner: str, name: str) -> str:
-        """Return where this layer sets ``owner.name``, as precisely as a reader can use."""
-        if self.place == "flag":
-            return "--network" if name == "name" else f"--{name.replace('_', '-')}"
-        if self.place.startswith("--config "):
-            table = owner if owner in _SECTIONS else f"methods.{owner}"
-            return f"{self.place.removeprefix('--config ')}:{table}.{name}"
-        return self.place
-
-
-def _layer(place: str, tables: Mapping[str, Any]) -> _Layer:
-    """Check the names of a layer's tables and keys; values are checked when all are merged."""
-    _check_known(place, "section", tables, [*_SECTIONS, "methods"])
-    _check_tables(place, tables)
-    methods = tables.get("methods", {})
-    _check_tables(place, {f"methods.{name}": values for name, values in methods.items()})
-    sections = {name: tables[name] for name in _SECTIONS if name in tables}
-    for name, values in sections.items():
-        _check_known(place, f"setting of {name}", values, _field_names(_SECTIONS[name]))
-    by_name: dict[str, Mapping[str, Any]] = {}
-    for given, values in methods.items():
-        _check_method(place, given)
-        method = METHODS.canonical(given)
-        _check_known(
-            place, f"setting of {method}", values, _field_names(METHODS.get(method).config)
-        )
-        by_name[method] = {**by_name.get(method, {}), **values}
-    return _Layer(place, sections, by_name)
-
-
-def _check_method(place: str, name: str) -> None:
-    if name.lower() in (known.lower() for known in METHODS.names()):
-        return
-    known = METHODS.names()
-    # "--set sourc.epochs=3" may mean a section as well as a method.
-    near = did_you_mean(name, [*_SECTIONS, *known] if place == "--set" else known)
-    raise UsageError(
-        f"{place}: unknown method '{name}'{near}; known: {', '.join(known)}",
-        hint="sfuda-bench ls methods",
-    )
-
-
-def _check_known(place: str, kind: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = did_you_mean(name, list(known))
-            raise UsageError(
-                f"{place}: unknown {kind} '{name}'{near}; known: {', '.join(sorted(known)) or '-'}",
-                hint="sfuda-bench plan --explain",
-            )
-
-
-def _check_tables(place: str, tables: Mapping[str, Any]) -> None:
-    for name, values in tables.items():
-        if not isinstance(values, Mapping):
-            raise UsageError(
-                f"{place}: '{name}' must be a table of keys and values", hint=f"[{name}]"
-            )
-
-
-def _field_names(config: type[Any]) -> list[str]:
-    return [field.name for field in dataclasses.fields(config)]
+def _layer(place: str, tables: Mapping[str, Any]) -> Layer:
+    return read_layer(place, tables, _SECTIONS)
 
 
 def _read_preset(name: str) -> dict[str, Any]:
@@ -375,47 +474,7 @@ def _nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return nested
 
 
-# -- merging ----------------------------------------------------------------------------------
-
-
-def _merge_section(name: str, layers: Sequence[_Layer], origins: dict[str, str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.sections.get(name, {}).items():
-            merged[key] = value
-            origins[f"{name}.{key}"] = layer.origin(name, key)
-    return merged
-
-
-def _merge_method(method: str, layers: Sequence[_Layer], origins: dict[str, str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    parent = METHODS.get(method).parent
-    inherited = _inherited(method, parent)
-    for layer in layers:
-        if parent is not None:
-            for key, value in layer.methods.get(parent, {}).items():
-                if key in inherited:
-                    merged[key] = value
-                    where = layer.origin(parent, key)
-                    origins[f"{method}.{key}"] = f"{where} (inherited from {parent})"
-        for key, value in layer.methods.get(method, {}).items():
-            merged[key] = value
-            origins[f"{method}.{key}"] = layer.origin(method, key)
-    return merged
-
-
-def _inherited(method: str, parent: str | None) -> set[str]:
-    """Return the keys that a variant takes from its parent.
-
-    A key whose default the variant declares anew is what makes it a variant: it stays.
-    """
-    if parent is None:
-        return set()
-    own, inherited = (
-        {field.name: field.default for field in dataclasses.fields(METHODS.get(name).config)}
-        for name in (method, parent)
-    )
-    return {key for key in own if key in inherited and own[key] == inherited[key]}
+# -- checks ----------------------------------------------------------------------------------
 
 
 def _build(
@@ -431,26 +490,41 @@ def _build(
         raise UsageError(f"{error.message} (from {origins[key]})", hint=error.hint) from error
 
 
-def _check_others(layers: Sequence[_Layer], asked: Mapping[str, Any]) -> None:
-    """Check what is set for methods that are not asked for: a mistake must not wait for them."""
+def _check_values(layers: Sequence[Layer], asked: set[str]) -> None:
+    """Check what this run does not use: a mistake must not wait for the run that does.
+
+    That is the methods that are not asked for, and tables of other networks or pairs.
+    """
     for layer in layers:
-        for method, values in layer.methods.items():
-            if method not in asked:
-                _check_values(method, values, layer.place)
+        for table in layer.tables():
+            for method, values in table.methods.items():
+                if table.where or method not in asked:
+                    _check_table(layer, table, method, METHODS.get(method).config, values)
+            if table.where:
+                for section, values in table.sections.items():
+                    _check_table(layer, table, section, _SECTIONS[section], values)
 
 
-def _check_values(method: str, values: Mapping[str, Any], place: str) -> None:
-    try:
-        checked_values(METHODS.get(method).config, values, owner=method)
-    except UsageError as error:
-        raise UsageError(f"{error.message} (from {place})", hint=error.hint) from error
+def _check_table(
+    layer: Layer, table: Table, owner: str, config: type[Any], values: Mapping[str, Any]
+) -> None:
+    for name, value in values.items():
+        origin = layer.origin(table, owner, name) if table.where else layer.place
+        checked_from(config, {name: value}, owner, origin)
 
 
 def _cross_check(settings: Settings) -> None:
-    if not settings.inference.pooling_bn and settings.network.name == DEFAULT_NETWORK:
+    network, encoder = NETWORKS.get(settings.network.name), settings.network.encoder
+    if not settings.inference.pooling_bn and not network.pooling_bn:
         raise UsageError(
-            f"inference.pooling_bn = false: network '{DEFAULT_NETWORK}' has no such switch",
-            hint="leave inference.pooling_bn at true",
+            f"inference.pooling_bn = false: network '{network.name}' has no such switch",
+            hint="leave inference.pooling_bn at true, or --network dpl_deeplabv3plus",
+        )
+    if network.encoders and encoder not in network.encoders:
+        raise UsageError(
+            f"network.encoder = '{encoder}': network '{network.name}' has only "
+            f"{', '.join(network.encoders)}",
+            hint=f"--encoder {network.encoders[0]}, or --network {DEFAULT_NETWORK}",
         )
     size = settings.data.image_size
     if size % _MULTIPLE:

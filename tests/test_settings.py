@@ -9,7 +9,17 @@ import pytest
 
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS
-from sfuda_bench.settings import Settings, explain, from_json, preset_names, resolve, to_json
+from sfuda_bench.setting_layers import check_pair_names
+from sfuda_bench.settings import (
+    Settings,
+    explain,
+    explain_pairs,
+    fallback_notes,
+    from_json,
+    preset_names,
+    resolve,
+    to_json,
+)
 
 
 def origins(settings: Settings) -> dict[str, tuple[object, str]]:
@@ -127,7 +137,8 @@ def test_each_variant_differs_from_its_parent_under_every_preset() -> None:
 
 
 def test_the_documented_presets_are_shipped() -> None:
-    assert {"quick", "small", "reproduction", "paper"} <= set(preset_names())
+    documented = {"quick", "small", "reproduction", "paper", "official", "dpl-official"}
+    assert documented | {"dpl-clean"} == set(preset_names())
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -141,10 +152,323 @@ def test_every_preset_resolves_for_every_method_and_suits_its_image_size(preset:
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_no_preset_keeps_every_pixel_by_a_fixed_uncertainty_threshold(preset: str) -> None:
-    """The default network's dropout moves so little that 0.05 would filter nothing."""
-    for config in resolve(preset, methods=["dpl", "cpr", "cpr_cbam"]).methods.values():
-        assert config.uncertainty_quantile is not None
+def test_the_quantile_replaces_eta_on_the_network_whose_dropout_hardly_moves(preset: str) -> None:
+    """There 0.05 would filter nothing; on DPL's own network it is what the code uses."""
+    for network, quantile in (("deeplabv3plus", 0.9), ("dpl_deeplabv3plus", None)):
+        flags = {"network.name": network}
+        found = resolve(preset, flags=flags, methods=["dpl", "cpr", "cpr_cbam"])
+        assert {c.uncertainty_quantile for c in found.methods.values()} == {quantile}
+
+
+D1_D2, D4_D1 = "drishti_gs:rim_one_r3", "refuge_val:drishti_gs"
+NOT_STATED_IN_ANY = {
+    "passes": 100,
+    "temperature": 2.0,
+    "uncertainty_threshold": 0.05,
+    "initial_threshold": 0.75,
+    "mc_bn": "running",
+    "mc_batch": 4,
+    "mc_dropout": True,
+    "head_norm": True,
+    "head_gain": 4.0,
+    "radius": 4,
+    "head_lr": 3e-2,
+    "head_epochs": 16,
+    "beta": 2.0,
+    "calibrate": "max",
+    "threshold": 0.75,
+    "low": 0.4,
+    "high": 0.85,
+    "lr": 3e-4,
+    "beta1": 0.9,
+    "beta2": 0.99,
+    "attention_at": "context",
+    "initial_weights": "stage2",
+    "bn_stats": "target",
+}
+OFFICIAL = {
+    "similarity_reduce": "mean",
+    "neighbourhood": "lt",
+    "border": "official",
+    "head_batch": 8,
+    "head_shuffle": False,
+    "encoder_bn": "adapt",
+    "refine_scale": 800 / 512,
+    "iterations": 4,
+    "epochs": 10,
+    "batch_size": 8,
+    "focal_exponent": 2.0,
+    "loss_reduction": "mean",
+    "shuffle": False,
+    "augment": "dpl",
+    "class_mask": "source",
+}
+REPRODUCTION = {
+    "similarity_reduce": "mean",
+    "neighbourhood": "le",
+    "border": "full",
+    "head_batch": 4,
+    "head_shuffle": True,
+    "encoder_bn": "adapt",
+    "refine_scale": 1.0,
+    "iterations": 4,
+    "epochs": 20,
+    "batch_size": 4,
+    "focal_exponent": 0.0,
+    "loss_reduction": "mean",
+    "shuffle": True,
+    "augment": "report",
+    "class_mask": "source",
+}
+PAPER = {
+    **REPRODUCTION,
+    "similarity_reduce": "sum",
+    "encoder_bn": "frozen",
+    "loss_reduction": "sum",
+    "class_mask": "target",
+}
+CPR_ROWS = [
+    ("official", D1_D2, OFFICIAL),
+    ("official", D4_D1, {**OFFICIAL, "iterations": 32, "epochs": 20}),
+    ("official", "refuge_train:drishti_gs", OFFICIAL),
+    ("reproduction", D1_D2, REPRODUCTION),
+    ("reproduction", D4_D1, REPRODUCTION),
+    ("paper", D1_D2, PAPER),
+    ("paper", D4_D1, PAPER),
+]
+
+
+@pytest.mark.parametrize(("preset", "pair", "rows"), CPR_ROWS, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize("method", ["cpr", "cpr_cbam"])
+def test_a_preset_has_every_row_of_the_table_of_presets(
+    preset: str, pair: str, rows: dict[str, object], method: str
+) -> None:
+    found = vars(resolve(preset, methods=["cpr", "cpr_cbam"]).config_for(method, pair))
+    assert {key: found[key] for key in NOT_STATED_IN_ANY} == NOT_STATED_IN_ANY
+    assert {key: found[key] for key in rows} == rows
+
+
+@pytest.mark.parametrize(
+    ("preset", "roi_crop_px", "train_scale", "selection"),
+    [
+        ("official", 0, 800 / 512, "source_test_best"),
+        ("dpl-official", 0, 800 / 512, "source_test_best"),
+        ("dpl-clean", 0, 800 / 512, "source_test_best"),
+        ("reproduction", 512, 1.0, "source_val"),
+        ("paper", 512, 1.0, "source_val"),
+    ],
+)
+def test_a_preset_has_the_images_and_the_source_recipe_of_its_text(
+    preset: str, roi_crop_px: int, train_scale: float, selection: str
+) -> None:
+    found = resolve(preset)
+    assert (found.data.image_size, found.data.roi_crop_px) == (512, roi_crop_px)
+    assert found.network.name == "dpl_deeplabv3plus"
+    recipe = found.source
+    assert (recipe.train_scale, recipe.selection) == (train_scale, selection)
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.augment) == (200, 8, 1e-3, "dpl")
+    assert (recipe.lr_drop_epoch, recipe.lr_drop_factor, recipe.validate_every) == (100, 0.2, 5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "mc_bn", "inference"),
+    [
+        ("dpl-official", "batch", ("per_image", True, False)),
+        ("dpl-clean", "running", ("running", False, True)),
+    ],
+)
+def test_the_two_dpl_presets_differ_in_batch_norm_and_dropout_alone(
+    preset: str, mc_bn: str, inference: tuple[str, bool, bool]
+) -> None:
+    found = resolve(preset, methods=["dpl"])
+    dpl = found.methods["dpl"]
+    assert dpl.mc_bn == mc_bn
+    assert tuple(vars(found.inference).values()) == inference
+    assert (dpl.passes, dpl.mc_batch, dpl.lr, dpl.epochs, dpl.batch_size) == (10, 8, 2e-3, 2, 8)
+    assert (dpl.shuffle, dpl.augment, dpl.initial_threshold) == (False, "dpl", 0.75)
+    other = resolve("dpl-clean", methods=["dpl"])
+    assert (found.source, found.data, found.network) == (other.source, other.data, other.network)
+    assert {**vars(dpl), "mc_bn": ""} == {**vars(other.methods["dpl"]), "mc_bn": ""}
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_also_resolves_off_its_own_network(preset: str) -> None:
+    """``dpl-official`` switches off a batch norm that only DPL's network can switch off."""
+    found = resolve(preset, flags={"network.name": "deeplabv3plus"}, methods=METHODS.names())
+    assert found.inference.pooling_bn is True
+
+
+def test_official_says_where_each_value_of_both_published_pairs_comes_from() -> None:
+    settings = resolve("official", methods=["cpr", "cpr_cbam"])
+    found = explain_pairs(settings, ["refuge_train:drishti_gs"])
+    assert list(found) == ["refuge_train:drishti_gs", D1_D2, D4_D1]
+    rows = {pair: {key: (value, origin) for key, value, origin in found[pair]} for pair in found}
+    assert rows[D4_D1]["cpr.iterations"] == (32, f"preset official [pair {D4_D1}]")
+    assert rows[D1_D2]["cpr.epochs"] == (10, f"preset official [pair {D1_D2}]")
+    inherited = f"preset official [pair {D4_D1}] (inherited from cpr)"
+    assert rows[D4_D1]["cpr_cbam.epochs"] == (20, inherited)
+    borrowed = f"preset official [pair {D1_D2}], fallback for other pairs"
+    assert rows["refuge_train:drishti_gs"]["cpr.epochs"] == (10, borrowed)
+
+
+def test_a_pair_that_borrows_the_values_of_another_is_named() -> None:
+    settings = resolve("official", methods=["cpr"])
+    assert fallback_notes(settings, [D1_D2, D4_D1]) == []
+    (note,) = fallback_notes(settings, [D1_D2, "refuge_train:drishti_gs"])
+    assert note == (
+        "refuge_train:drishti_gs: cpr.iterations, cpr.epochs fall back to the values of "
+        f"{D1_D2} (preset official)"
+    )
+    asked = resolve("official", methods=["cpr"], overrides=["cpr.epochs=3", "cpr.iterations=2"])
+    assert fallback_notes(asked, ["refuge_train:drishti_gs"]) == []
+    assert explain_pairs(asked, ["refuge_train:drishti_gs"]) == {}
+
+
+# -- values that hold for some pairs or one network --------------------------------------------
+
+
+CONDITIONAL = """
+[methods.cpr]
+epochs = 1
+[pair."*:drishti_gs".methods.cpr]
+epochs = 2
+radius = 5
+[pair."Domain4->Domain1".methods.cpr]
+epochs = 3
+[pair."*:*".methods.cpr]
+beta = 7
+[on_network.deeplabv3plus]
+inference.dropout = true
+[on_network.deeplabv3plus.methods.cpr]
+low = 0.1
+epochs = 9
+[on_network.dpl_deeplabv3plus.methods.cpr]
+low = 0.2
+"""
+
+
+@pytest.fixture
+def conditional(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.toml"
+    path.write_text(CONDITIONAL)
+    return path
+
+
+def test_within_a_file_the_table_that_names_more_wins(conditional: Path) -> None:
+    """Every run < this network < any pair < one end of the pair < the pair."""
+    settings = resolve("quick", methods=["cpr"], config_file=conditional)
+
+    def values(pair: str | None) -> tuple[object, ...]:
+        config = settings.config_for("cpr", pair)
+        return (config.epochs, config.radius, config.beta, config.low)
+
+    assert values(None) == (9, 3, 2.0, 0.1)
+    assert values("toy_a:toy_b") == (9, 3, 7.0, 0.1)
+    assert values("refuge_train:drishti_gs") == (2, 5, 7.0, 0.1)
+    assert values(D4_D1) == (3, 5, 7.0, 0.1)
+    assert settings.inference.dropout is True
+    other = resolve("quick", methods=["cpr"], config_file=conditional,
+                    flags={"network.name": "dpl_deeplabv3plus"})  # fmt: skip
+    assert (other.methods["cpr"].low, other.methods["cpr"].epochs) == (0.2, 1)
+    assert other.inference.dropout is False
+
+
+def test_a_later_layer_beats_the_conditional_tables_of_an_earlier_one(conditional: Path) -> None:
+    settings = resolve(
+        "quick", methods=["cpr"], config_file=conditional, overrides=["cpr.epochs=8"]
+    )
+    assert settings.config_for("cpr", D4_D1).epochs == 8
+    assert settings.config_for("cpr", D4_D1).radius == 5
+    assert settings.origin_for("cpr.epochs", D4_D1) == "--set"
+
+
+def test_a_conditional_value_says_which_table_it_comes_from(conditional: Path) -> None:
+    settings = resolve("quick", methods=["cpr", "cpr_cbam"], config_file=conditional)
+    where = f'{conditional}:pair."refuge_val:drishti_gs".methods.cpr.epochs'
+    assert settings.origin_for("cpr.epochs", D4_D1) == where
+    assert settings.origin_for("cpr_cbam.epochs", D4_D1) == f"{where} (inherited from cpr)"
+    found = origins(settings)
+    assert found["cpr.low"] == (0.1, f"{conditional}:on_network.deeplabv3plus.methods.cpr.low")
+    assert (
+        found["inference.dropout"][1] == f"{conditional}:on_network.deeplabv3plus.inference.dropout"
+    )
+
+
+def test_a_variant_that_a_layer_sets_itself_is_not_moved_by_its_parents_pairs(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "v.toml"
+    path.write_text('[methods.cpr_cbam]\nepochs = 6\n[pair."*:*".methods.cpr]\nepochs = 2\n')
+    settings = resolve("quick", methods=["cpr", "cpr_cbam"], config_file=path)
+    assert settings.config_for("cpr", D1_D2).epochs == 2
+    assert settings.config_for("cpr_cbam", D1_D2).epochs == 6
+
+
+def test_values_of_a_study_hold_in_every_pair() -> None:
+    settings = resolve("official", methods=["cpr"])
+    moved = settings.with_values({"cpr": {"iterations": 8}}, "study s")
+    assert moved.config_for("cpr", D4_D1).iterations == 8
+    assert moved.config_for("cpr", D4_D1).epochs == 20
+    assert moved.origin_for("cpr.iterations", D4_D1) == "study s"
+    assert settings.config_for("cpr", D4_D1).iterations == 32
+    (note,) = fallback_notes(moved, ["a:b"])
+    assert "cpr.epochs" in note and "cpr.iterations" not in note
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[pair."drishti_gs".methods.cpr]\nepochs=1', "pair 'drishti_gs': expected source:target"),
+        ('[pair."a:".methods.cpr]\nepochs=1', "pair 'a:': expected source:target"),
+        ('[pair."a:a".methods.cpr]\nepochs=1', "two different domains"),
+        ('[pair."refuge:drishti_gs".methods.cpr]\nepochs=1', "'refuge' is ambiguous"),
+        ('[pair."a:b".source]\nepochs=1', "unknown table 'source'; known: methods"),
+        ('[pair."a:b".methods.crp]\nepochs=1', r"a:b.*unknown method 'crp'.*did you mean 'cpr'"),
+        ('[pair."a:b".methods.cpr]\nepoch=1', r"a:b.*unknown setting of cpr 'epoch'.*'epochs'"),
+        ('[pair."a:b".methods.cpr]\nradius=99', r"radius = 99 is outside.*from .*pair..a:b"),
+        ('[pair."a:b".methods.dpl]\nlr="x"', r"dpl\.lr = 'x': expected float.*from .*pair"),
+        ('[pair."a:b"]\nmethods=3', "must be a table"),
+        ('[pair]\n"a:b"=3', "must be a table"),
+        ("pair = 3", "'pair' must be a table"),
+        ('[pair]\nfallback="a:b"', r"fallback = 'a:b': there is no table"),
+        ("[pair]\nfallback=3", "expected source:target"),
+        (
+            '[pair."Domain1:a".methods.cpr]\nepochs=1\n[pair."drishti_gs:a".methods.cpr]\nepochs=1',
+            "a second table for drishti_gs:a",
+        ),
+        ("[on_network.deeplab.methods.cpr]\nepochs=1", "unknown network 'deeplab'.*did you mean"),
+        ('[on_network.deeplabv3plus.network]\nname="x"', "cannot depend on the network"),
+        ("[on_network.deeplabv3plus.sorce]\nepochs=1", "unknown table 'sorce'.*'source'"),
+        ("[on_network.dpl_deeplabv3plus.source]\nepochs=0", r"source\.epochs = 0 is outside"),
+        ("[on_network.dpl_deeplabv3plus.methods.cpr]\nradius=99", "radius = 99 is outside"),
+    ],
+)
+def test_a_bad_conditional_table_is_refused_and_named(tmp_path: Path, text: str, says: str) -> None:
+    """Also one that this run would not use: another network, another method, another pair."""
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says) as caught:
+        resolve("quick", methods=["cpr"], config_file=path)
+    assert "mine.toml" in caught.value.message
+
+
+def test_values_that_exclude_each_other_in_one_pair_name_the_pair(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[pair."a:b".methods.cpr]\nlow = 0.9\n')
+    settings = resolve("quick", methods=["cpr"], config_file=path)
+    with pytest.raises(UsageError, match=r"low = 0\.9 exceeds .*for the pair a:b"):
+        settings.config_for("cpr", "a:b")
+
+
+def test_a_pair_of_domains_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[pair."drishti_sg:mine".methods.cpr]\nepochs = 1\n')
+    values = resolve("quick", methods=["cpr"], config_file=path).pair_values
+    with pytest.raises(UsageError, match=r"mine\.toml.*no domain 'drishti_sg' .*'drishti_gs'"):
+        check_pair_names(values, ["mine", "other"])
+    path.write_text('[pair."drishti_gs:mine".methods.cpr]\nepochs = 1\n')
+    values = resolve("quick", methods=["cpr"], config_file=path).pair_values
+    check_pair_names(values, ["mine", "other"])
 
 
 # -- spelling ---------------------------------------------------------------------------------
@@ -252,7 +576,7 @@ def test_the_hint_for_an_image_size_names_a_size_that_works() -> None:
 def test_an_unknown_preset_is_refused_with_what_is_known(name: str) -> None:
     with pytest.raises(UsageError, match="--preset") as caught:
         resolve(name)
-    assert "known: paper, quick, reproduction, small" in caught.value.message
+    assert "paper, quick, reproduction, small" in caught.value.message
     if name == "smal":
         assert "did you mean 'small'?" in caught.value.message
 

@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from sfuda_bench.errors import DataError
 
 Uint8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 CUP_MAX_LEVEL = 50
 RIM_MAX_LEVEL = 200
@@ -88,6 +90,27 @@ def decode_levels(levels: Uint8) -> Bool:
         (2, H, W) bool: cup, disc.
     """
     return np.stack([levels <= CUP_MAX_LEVEL, levels <= RIM_MAX_LEVEL])
+
+
+def central_window(array: npt.NDArray[Pixel], side_px: int, *, axis: int) -> npt.NDArray[Pixel]:
+    """Cut the central window out of an image or a mask, without resampling.
+
+    Args:
+        array: Image (H, W, 3) or mask (2, H, W).
+        side_px: Side of the window, px; 0, or an extent that is no larger, is left whole.
+        axis: Axis of the rows; that of the columns follows.
+
+    Returns:
+        A contiguous array with at most ``side_px`` rows and columns; of an odd surplus the larger
+        part goes at the bottom and the right.
+    """
+    if side_px == 0 or max(array.shape[axis : axis + 2]) <= side_px:
+        return array
+    cut = [slice(None)] * array.ndim
+    for place in (axis, axis + 1):
+        start = max(0, (array.shape[place] - side_px) // 2)
+        cut[place] = slice(start, start + side_px)
+    return np.ascontiguousarray(array[tuple(cut)])
 
 
 def resize_image(image: Uint8, size: int) -> Uint8:

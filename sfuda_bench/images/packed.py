@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -41,6 +41,7 @@ from sfuda_bench.errors import (
 from sfuda_bench.images.decode import (
     Bool,
     Uint8,
+    central_window,
     content_digest,
     read_image,
     read_mask,
@@ -114,21 +115,24 @@ class PackedMasks:
         return cast(Bool, _open_array(self.path, (len(self), 2, self.size, self.size), np.bool_))
 
 
-def pack_images(split: Split, size: int, folder: Path) -> PackedImages:
+def pack_images(split: Split, size: int, folder: Path, *, crop_px: int = 0) -> PackedImages:
     """Pack the images of a split, or open the pack when it exists.
 
     Args:
         split: The split; its masks are not looked at.
         size: Side of the packed images, px.
         folder: Pack folder, created when missing.
+        crop_px: Side of the central window that stands for the file, px; 0 for the whole file. A
+            cropped file has the digest of a file that holds the window and nothing else.
 
     Raises:
         DataError: An image cannot be read.
         StoreSchemaError: The pack exists but is damaged.
         EnvironmentProblem: The disk is full.
     """
-    index = _Index(folder)
-    found = _digest_all([sample.image for sample in split.samples], index, _read_native_image, size)
+    index = _Index(folder, crop_px)
+    read = partial(_read_native_image, crop_px=crop_px)
+    found = _digest_all([sample.image for sample in split.samples], index, read, size)
     order = sorted(range(len(found)), key=lambda i: (found[i].digest, split.samples[i].stem))
     found = [found[i] for i in order]
     digests = [item.digest for item in found]
@@ -138,7 +142,7 @@ def pack_images(split: Split, size: int, folder: Path) -> PackedImages:
     stems = {name: split.samples[i].stem for name, i in zip(ids, order, strict=True)}
     _write_json(folder / "names" / f"{key}.json", stems)
     if not path.with_suffix(".json").is_file():
-        arrays = _arrays(found, [split.samples[i].image for i in order], _read_native_image, size)
+        arrays = _arrays(found, [split.samples[i].image for i in order], read, size)
         _write_array(path, arrays, (len(found), size, size, 3), np.uint8)
         meta = {
             "version": PACK_VERSION,
@@ -154,7 +158,7 @@ def pack_images(split: Split, size: int, folder: Path) -> PackedImages:
 
 
 def pack_masks(
-    split: Split, size: int, folder: Path, *, optional: bool = False
+    split: Split, size: int, folder: Path, *, optional: bool = False, crop_px: int = 0
 ) -> PackedMasks | None:
     """Pack the masks of a split in the order of its images, or open the pack when it exists.
 
@@ -165,6 +169,7 @@ def pack_masks(
         size: Side of the packed masks, px.
         folder: Pack folder, created when missing.
         optional: Return ``None`` when the split has no mask at all instead of raising.
+        crop_px: As for the images.
 
     Raises:
         MissingMasks: Some masks are missing (all of them, unless ``optional``).
@@ -175,9 +180,12 @@ def pack_masks(
     paths = _mask_paths(split, optional=optional)
     if paths is None:
         return None
-    index = _Index(folder)
-    images = _digest_all([s.image for s in split.samples], index, _read_native_image, size)
-    masks = _digest_all(paths, index, _read_native_mask, size)
+    index = _Index(folder, crop_px)
+    read_images, read = (
+        partial(reader, crop_px=crop_px) for reader in (_read_native_image, _read_native_mask)
+    )
+    images = _digest_all([s.image for s in split.samples], index, read_images, size)
+    masks = _digest_all(paths, index, read, size)
     _check_same_size(split.samples, images, masks)
     order = sorted(range(len(masks)), key=lambda i: (images[i].digest, masks[i].digest))
     masks = [masks[i] for i in order]
@@ -186,7 +194,7 @@ def pack_masks(
     key = _key("masks", size, pairing)
     path = folder / "masks" / f"{key}.npy"
     if not path.with_suffix(".json").is_file():
-        arrays = _arrays(masks, [paths[i] for i in order], _read_native_mask, size)
+        arrays = _arrays(masks, [paths[i] for i in order], read, size)
         _write_array(path, arrays, (len(masks), 2, size, size), np.bool_)
         meta = {
             "version": PACK_VERSION,
@@ -272,7 +280,8 @@ class _Item:
 class _Index:
     """What is known of each file from an earlier run: path, size and time -> digest."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, crop_px: int = 0) -> None:
+        self.suffix = f"#{crop_px}" if crop_px else ""
         self.path = folder / "names" / "index.json"
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
@@ -283,7 +292,7 @@ class _Index:
             self.entries = {}  # only a shortcut: without it files are decoded again
 
     def get(self, path: Path) -> _Item | None:
-        entry = self.entries.get(str(path.absolute()))
+        entry = self.entries.get(self._name(path))
         if entry is None or entry[:-3] != self._stamp(path):
             return None
         return _Item(entry[-3], (entry[-2], entry[-1]))
@@ -291,8 +300,11 @@ class _Index:
     def update(self, items: dict[Path, _Item]) -> None:
         for path, item in items.items():
             entry = [*self._stamp(path), item.digest, *item.native_size]
-            self.entries[str(path.absolute())] = entry
+            self.entries[self._name(path)] = entry
         _write_json(self.path, {"version": _INDEX_VERSION, "files": self.entries})
+
+    def _name(self, path: Path) -> str:
+        return f"{path.absolute()}{self.suffix}"
 
     @staticmethod
     def _stamp(path: Path) -> list[int]:
@@ -308,13 +320,13 @@ _Native = tuple[str, tuple[int, int], npt.NDArray[Any]]
 _Reader = Callable[[Path, int], _Native]
 
 
-def _read_native_image(path: Path, size: int) -> _Native:
-    image = read_image(path)
+def _read_native_image(path: Path, size: int, *, crop_px: int = 0) -> _Native:
+    image = central_window(read_image(path), crop_px, axis=0)
     return content_digest(image), (image.shape[0], image.shape[1]), resize_image(image, size)
 
 
-def _read_native_mask(path: Path, size: int) -> _Native:
-    mask = read_mask(path)
+def _read_native_mask(path: Path, size: int, *, crop_px: int = 0) -> _Native:
+    mask = central_window(read_mask(path), crop_px, axis=1)
     return content_digest(mask), (mask.shape[1], mask.shape[2]), resize_mask(mask, size)
 
 

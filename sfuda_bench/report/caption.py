@@ -108,7 +108,18 @@ def _setting(facts: Facts) -> str:
         text += f" Image size: {_list(sizes)} px."
     if any(cell.record.get("source_selection") == _ON_SOURCE_TEST for cell in facts.stored):
         text += f" Source models are chosen on their own test split ({_ON_SOURCE_TEST})."
+    modes = dict.fromkeys(filter(None, (_inference(cell.inference) for cell in facts.stored)))
+    if modes:
+        text += f" Networks are run with {' or '.join(modes)}."
     return text.strip()
+
+
+def _inference(inference: Mapping[str, Any]) -> str:
+    """Return how a network is run, if that is not the ordinary way."""
+    parts = ["each image's own batch norm"] if inference.get("batch_norm") == "per_image" else []
+    parts += ["active dropout"] if inference.get("dropout") else []
+    parts += ["no pooling batch norm"] if inference.get("pooling_bn") is False else []
+    return ", ".join(parts)
 
 
 def _network(network: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ COLUMNS = (
     PlainColumn("charged_seconds", "charged [s]", 1),
     PlainColumn("source_training_seconds", "source training [s]", 1),
     PlainColumn("peak_gpu_mib", "peak GPU [MiB]", 0),
-    PlainColumn("forwards", "forwards"),
-    PlainColumn("backwards", "backwards"),
+    PlainColumn("forward_images", "forward [images]", 0),
+    PlainColumn("backward_images", "backward [images]", 0),
     PlainColumn("parameters_changed", "parameters changed"),
     PlainColumn("statistics_changed", "BN statistics changed"),
     PlainColumn("device", "device"),
@@ -57,10 +57,11 @@ def cost_table(scope: Scope) -> PlainTable | None:
         return None
     caption = (
         "Means over runs; a dash is not recorded. Cell: adapting and predicting, with the frozen "
-        "steps that this cell happened to compute first.",
+        "steps that this cell happened to compute first, without what was only recorded.",
         "Artefacts: results of frozen steps that the cell used, its own or shared. Charged: the "
         "cell without the frozen steps it computed, plus all that it used, so that who ran first "
-        "does not matter.",
+        "does not matter. Forward and backward: images through the network's encoder while "
+        "adapting, charged in the same way; backward are those with gradients.",
         "Source training is shared by all methods. Values changed: sizes of the tensors that "
         "differ from the source model, in the first run.",
         "Times compare only on equal devices and threads.",
@@ -74,14 +75,14 @@ def _entries(out: Path, cells: Sequence[CellRecord], runs: Sequence[dict[str, An
     return [
         len(cells),
         _joined(cell.epochs for cell in cells),
-        _mean([run.get("seconds") for run in runs]),
+        _mean([_own(run, "seconds") for run in runs]),
         _joined(len(set(run.get("artefacts", ()))) for run in runs),
-        _mean([_steps_seconds(out, run.get("artefacts", [])) for run in runs]),
-        _mean([_charged(out, run) for run in runs]),
+        _mean([_of_steps(out, run.get("artefacts", []), "seconds") for run in runs]),
+        _mean([_charged(out, run, "seconds") for run in runs]),
         _mean([_source_seconds(out, cell) for cell in cells]),
         _mean([None if peak is None else peak / _MIB for peak in peaks]),
-        _total(runs, "forwards"),
-        _total(runs, "backwards"),
+        _mean([_charged(out, run, "forward_images") for run in runs]),
+        _mean([_charged(out, run, "backward_images") for run in runs]),
         *_changed(out, cells[0]),
         _joined(run.get("device", "unknown") for run in runs),
         _joined(run.get("threads", "unknown") for run in runs),
@@ -93,33 +94,38 @@ def _run(cell: CellRecord) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _steps_seconds(out: Path, names: Iterable[str]) -> float | None:
-    """Return the time of frozen steps, each once; ``None`` if any is unknown."""
-    steps = [_step_seconds(out, name) for name in sorted(set(names))]
-    known = [seconds for seconds in steps if seconds is not None]
+def _own(run: Mapping[str, Any], what: str) -> float | None:
+    """Return what a cell spent itself, without looking at models for the record."""
+    spent = run.get(what)
+    if spent is None:
+        return None
+    return float(spent) - (float(run.get("recording_seconds", 0)) if what == "seconds" else 0)
+
+
+def _of_steps(out: Path, names: Iterable[str], what: str) -> float | None:
+    """Return what frozen steps cost, each once; ``None`` if any is unknown."""
+    steps = [_of_step(out, name, what) for name in sorted(set(names))]
+    known = [cost for cost in steps if cost is not None]
     return sum(known) if len(known) == len(steps) else None
 
 
-def _charged(out: Path, run: dict[str, Any]) -> float | None:
-    """Return the cell's time as if it had computed every frozen step it used."""
+def _charged(out: Path, run: Mapping[str, Any], what: str) -> float | None:
+    """Return the cell's cost as if it had computed every frozen step it used."""
     used = run.get("artefacts", [])
-    if "seconds" not in run or (used and "artefacts_computed" not in run):
+    own = _own(run, what)
+    if own is None or (used and "artefacts_computed" not in run):
         return None
-    of_used = _steps_seconds(out, used)
-    of_own = _steps_seconds(out, run.get("artefacts_computed", []))
-    if of_used is None or of_own is None:
-        return None
-    return float(run["seconds"]) - of_own + of_used
+    computed = [f"{step['name']}/{step['key']}" for step in run.get("artefacts_computed", [])]
+    of_used, of_own = _of_steps(out, used, what), _of_steps(out, computed, what)
+    return None if of_used is None or of_own is None else own - of_own + of_used
 
 
-def _step_seconds(out: Path, name: str) -> float | None:
-    """Return how long the frozen step ``<function>/<key>`` took, if that was recorded."""
+def _of_step(out: Path, name: str, what: str) -> float | None:
+    """Return what the frozen step ``<function>/<key>`` cost, if that was recorded."""
     function, key = name.split("/")
-    folder = out / "artefacts" / function / key[:_SHORT]
-    for path in (folder / "cost.json", folder / "meta.json"):
-        if path.is_file() and (seconds := read_json(path).get("seconds")) is not None:
-            return float(seconds)
-    return None
+    path = out / "artefacts" / function / key[:_SHORT] / "cost.json"
+    cost = read_json(path).get(what) if path.is_file() else None
+    return None if cost is None else float(cost)
 
 
 def _source_seconds(out: Path, cell: CellRecord) -> float | None:
@@ -141,11 +147,6 @@ def _changed(out: Path, cell: CellRecord) -> tuple[int | None, int | None]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [float(value) for value in values if value is not None]
     return statistic(known).mean if len(known) == len(values) else None
-
-
-def _total(runs: Sequence[dict[str, Any]], name: str) -> Value:
-    values = [run.get(name) for run in runs]
-    return None if any(value is None for value in values) else _joined(values)
 
 
 def _joined(values: Iterable[object]) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from sfuda_bench.frames import read_parquet
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
 from sfuda_bench.report.records import CellRecord, read_cases, read_scoring
 from sfuda_bench.report.rows import MethodRow, Pair
 from sfuda_bench.report.scope import ORACLE_MARK, Scope
 from sfuda_bench.report.summary import Statistic, cases_by_cell, summarise
 from sfuda_bench.running.store import read_json
+from sfuda_bench.scoring.scorer import oracle_epoch
 
 ORACLE = "oracle"
 LAST = "last"
@@ -53,7 +55,7 @@ def selection_table(scope: Scope, profile: str) -> PlainTable | None:
             head = (scope.pair_name(pair), scope.row_name(row))
             for name, entries in _lines(found):
                 marked = f"{name} {ORACLE_MARK}" if name == ORACLE else name
-                rows.append((*head, marked, *entries, _epochs(trained, name)))
+                rows.append((*head, marked, *entries, _epochs(trained, name, profile)))
     caption = (
         f"Dice in percent, scoring profile {profile}; methods that train in epochs only.",
         f"{ORACLE_MARK} the best epoch on the target test labels: an upper bound and no result.",
@@ -108,15 +110,18 @@ def _lines(found: Found) -> list[tuple[str, list[Value]]]:
     return lines
 
 
-def _epochs(cells: Iterable[CellRecord], selection: str) -> str | None:
+def _epochs(cells: Iterable[CellRecord], selection: str, profile: str) -> str | None:
     """Return the epoch that a selection chose; of several runs each one that occurs."""
-    chosen = sorted({e for cell in cells if (e := _epoch(cell, selection)) is not None})
+    chosen = sorted({e for cell in cells if (e := _epoch(cell, selection, profile)) is not None})
     return ", ".join(map(str, chosen)) or None
 
 
-def _epoch(cell: CellRecord, selection: str) -> int | None:
+def _epoch(cell: CellRecord, selection: str, profile: str) -> int | None:
     if selection == LAST:
         return cell.epochs
+    if selection == ORACLE:
+        path = cell.folder / f"epochs-{profile}.parquet"
+        return oracle_epoch(read_parquet(path)) if path.is_file() else None
     path = cell.folder / "selections.json"
     if not path.is_file():
         return None

@@ -12,7 +12,11 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sfuda_bench.errors import UsageError
+from sfuda_bench.scoring.postprocess import PostProcessing, postprocess
 
 EmptyPolicy = Literal["worst", "exclude"]
 AsdDefinition = Literal["directed", "pooled"]
@@ -26,6 +30,8 @@ class Profile:
         name: What ``--profile`` and the tables call it.
         version: Raised whenever the profile's numbers change.
         threshold: A pixel belongs to a structure where prob > threshold, strictly.
+        cup_threshold: The cup's own threshold, or ``None`` for the same.
+        postprocessing: What is done to each thresholded structure.
         smooth: Added above and below the Dice fraction.
         empty_policy: What a case is worth when the prediction or the truth is empty.
             ``worst``: one empty scores Dice 0, NSD 0 and the evaluation grid's diagonal as
@@ -46,13 +52,38 @@ class Profile:
     empty_policy: EmptyPolicy
     asd_definition: AsdDefinition
     nsd_tolerance_share: float = 0.02
+    cup_threshold: float | None = None
+    postprocessing: PostProcessing = "none"
     description: str = ""
 
     def digest_fields(self) -> dict[str, Any]:
-        """Return the JSON-able fields that decide the numbers, for a score key."""
+        """Return the JSON-able fields that decide the numbers, for a score key.
+
+        A rule that came after scores had been stored is left out where it changes nothing.
+        """
         fields = asdict(self)
         del fields["description"]
+        for name, plain in _ADDED.items():
+            if fields[name] == plain:
+                del fields[name]
         return fields
+
+    def segment(self, prob: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return what a predicted probability counts as.
+
+        Args:
+            prob: (2, G, G), cup first, on the evaluation grid.
+
+        Returns:
+            (2, G, G) bool.
+        """
+        if self.cup_threshold is None:
+            return postprocess(prob > self.threshold, self.postprocessing)
+        cup, disc = prob[0] > self.cup_threshold, prob[1] > self.threshold
+        return postprocess(np.stack([cup, disc]), self.postprocessing)
+
+
+_ADDED = {"cup_threshold": None, "postprocessing": "none"}
 
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
@@ -79,6 +110,41 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
                 empty_policy="exclude",
                 asd_definition="directed",
                 description="threshold 0.75, smoothed Dice, empty masks dropped from distances",
+            ),
+            # DPL's own script scores with the same rules as CPR's; what sets it apart is how it
+            # runs the network (batch statistics, dropout), which is part of a cell's inference.
+            Profile(
+                name="dpl-2021",
+                version=1,
+                threshold=0.75,
+                smooth=1.0,
+                empty_policy="exclude",
+                asd_definition="directed",
+                description="the rules of DPL's released script, equal to those of cpr-2023",
+            ),
+            # BEAL, test.py and utils/Utils.py at 945cad3. Distances are our addition: it has none.
+            Profile(
+                name="beal-2019",
+                version=1,
+                threshold=0.75,
+                smooth=1.0,
+                empty_policy="exclude",
+                asd_definition="directed",
+                postprocessing="beal",
+                description="threshold 0.75, five medians, erosion, largest component, filled",
+            ),
+            # The same script where the data set's name starts with D (also Domain2 and so on):
+            # thresholds chosen for one target. Stored codes resolve prob to 1/256.
+            Profile(
+                name="beal-2019-drishti",
+                version=1,
+                threshold=0.5,
+                cup_threshold=0.1,
+                smooth=1.0,
+                empty_policy="exclude",
+                asd_definition="directed",
+                postprocessing="beal",
+                description="beal-2019 with the thresholds it has for Drishti-GS, tuned on it",
             ),
         )
     }

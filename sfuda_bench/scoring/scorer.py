@@ -69,7 +69,7 @@ def score_image(
         then 0. A vCDR is NaN when its disc is empty.
     """
     _check(codes, mask, engine)
-    prediction = upsample(codes, mask.shape[-1]) > profile.threshold
+    prediction = profile.segment(upsample(codes, mask.shape[-1]))
     diameter_px = float(vertical_extent_px(mask[1]))
     cases = [
         {

@@ -13,6 +13,7 @@ from PIL import Image
 from sfuda_bench.datasets import Sample, Split
 from sfuda_bench.errors import DataError, StoreSchemaError
 from sfuda_bench.images import packed as packed_module
+from sfuda_bench.images.decode import central_window
 from sfuda_bench.images.packed import (
     PackedMasks,
     open_images,
@@ -208,3 +209,55 @@ def test_packing_needs_no_torch() -> None:
     modules = "decode, packed, verify"
     code = f"import sys; from sfuda_bench.images import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- the central window -----------------------------------------------------------------------
+
+
+def test_a_cropped_split_is_the_split_of_the_windows(tmp_path: Path) -> None:
+    """ROI files of 12 px with a window of 8 equal files that hold the window and nothing else."""
+    split = make_split(tmp_path / "large", ["g1", "n2", "a3"], size=12)
+    for sample in split.samples:
+        for path in (sample.image, sample.mask):
+            assert path is not None
+            small = tmp_path / "small" / path.parent.name / path.name
+            small.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).crop((2, 2, 10, 10)).save(small)
+    samples = [
+        Sample(s.stem, *(tmp_path / "small" / kind / f"{s.stem}.png" for kind in ("image", "mask")))
+        for s in split.samples
+    ]
+    windows = Split("train", tuple(samples))
+    for size in (8, 6):
+        cropped = pack_images(split, size, tmp_path / "a", crop_px=8)
+        whole = pack_images(windows, size, tmp_path / "b")
+        assert np.array_equal(cropped.array, whole.array)
+        assert (cropped.set_digest, cropped.key, cropped.ids) == (
+            whole.set_digest, whole.key, whole.ids,
+        )  # fmt: skip
+        assert cropped.native_sizes == ((8, 8),) * 3
+        masks = pack_masks(split, size, tmp_path / "a", crop_px=8)
+        assert masks is not None
+        expected = masks_of(windows, size, tmp_path / "b")
+        assert np.array_equal(masks.array, expected.array)
+        assert masks.mask_digest == expected.mask_digest
+
+
+def test_what_is_remembered_of_a_file_knows_its_window(tmp_path: Path) -> None:
+    split = make_split(tmp_path / "data", ["a", "b"], size=12)
+    digests = {pack_images(split, 6, tmp_path, crop_px=c).set_digest for c in (0, 8, 0, 8, 10)}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("crop_px", [0, 12, 13, 800])
+def test_a_file_no_larger_than_the_window_is_taken_whole(tmp_path: Path, crop_px: int) -> None:
+    split = make_split(tmp_path / "data", ["a", "b"], size=12)
+    assert pack_images(split, 6, tmp_path, crop_px=crop_px) == pack_images(split, 6, tmp_path)
+
+
+def test_an_odd_surplus_goes_at_the_bottom_and_the_right() -> None:
+    """800 - 512 leaves 144 on each side; of 5 - 2 = 3, one goes before the window."""
+    array = np.arange(25).reshape(5, 5, 1)
+    assert central_window(array, 2, axis=0)[..., 0].tolist() == [[6, 7], [11, 12]]
+    rows = np.arange(800)[:, None, None] + np.zeros((1, 800, 3), dtype=int)
+    assert central_window(rows, 512, axis=0)[[0, -1], 0, 0].tolist() == [144, 655]

@@ -39,7 +39,7 @@ def test_what_is_recorded_is_averaged_and_what_is_not_is_a_dash(
     row = of_real_pair(store, "cpr_cbam")
     assert (row["runs"], row["seconds"], row["charged_seconds"]) == (2, 11, 11)
     assert row["peak_gpu_mib"] == 1
-    assert row["forwards"] is None and row["backwards"] is None
+    assert row["forward_images"] is None and row["backward_images"] is None
     assert row["parameters_changed"] is None
     assert (row["epochs"], row["device"], row["strictness"]) == ("2", "cpu", "S0")
     missing = of_real_pair(store, "Tent (online)")
@@ -51,13 +51,28 @@ def test_shared_steps_are_charged_to_every_consumer(make_store: Callable[..., An
     store = make_store()
     folder = store.out / "artefacts/labels/0123456789abcdef"
     folder.mkdir(parents=True)
-    (folder / "cost.json").write_text('{"seconds": 4.0}', "utf-8")
+    cost = {"seconds": 4.0, "forward_images": 30, "backward_images": 0}
+    (folder / "cost.json").write_text(json.dumps(cost), "utf-8")
     step = ["labels/0123456789abcdef0000"]
+    computed = [{"name": "labels", "key": "0123456789abcdef0000", "seconds": 4.0}]
+    images = {"forward_images": 50, "backward_images": 20}
     first, second = sorted(store.out.glob("cells/cpr_cbam/drishti_gs-*/*"))
-    run_record(first, seconds=10.0, artefacts=step, artefacts_computed=step)
-    run_record(second, seconds=6.0, artefacts=[*step, *step], artefacts_computed=[])
+    run_record(first, seconds=10.0, artefacts=step, artefacts_computed=computed, **images)
+    images["forward_images"] -= 30
+    run_record(second, seconds=6.0, artefacts=[*step, *step], artefacts_computed=[], **images)
     row = of_real_pair(store, "cpr_cbam")
     assert (row["artefacts"], row["artefact_seconds"], row["charged_seconds"]) == ("1", 4, 10)
+    assert (row["forward_images"], row["backward_images"]) == (50, 20)
+
+
+def test_looking_at_models_for_the_record_costs_a_method_nothing(
+    make_store: Callable[..., Any],
+) -> None:
+    store = make_store()
+    for path in store.out.glob("cells/cpr_cbam/drishti_gs-*/*"):
+        run_record(path, seconds=10.0, recording_seconds=7.0)
+    row = of_real_pair(store, "cpr_cbam")
+    assert (row["seconds"], row["charged_seconds"]) == (3, 3)
 
 
 def test_a_step_of_unknown_time_leaves_the_charge_unknown(make_store: Callable[..., Any]) -> None:

@@ -68,7 +68,10 @@ def test_any_number_of_validators_adds_lines_and_no_column(store: Any) -> None:
         last = read_parquet(path)
         parts = [last.assign(selection=name) for name in ("last", *names, "oracle")]
         write_parquet(pd.concat(parts), path)
-        chosen = {"label-free:primary": 3 + seed, "label-free:entropy": 0, "oracle": 7}
+        chosen = {"label-free:primary": 3 + seed, "label-free:entropy": 0}
+        curve = [last.assign(epoch=epoch, dice=0.5 + 0.1 * (epoch == 7)) for epoch in (0, 7, 8)]
+        columns = ["epoch", "structure", "image", "dice"]
+        write_parquet(pd.concat(curve)[columns], folder / "epochs-standard.parquet")
         (folder / "selections.json").write_text(json.dumps(chosen), "utf-8")
     table = selection_table(read_scope(store.out), "standard")
     assert table is not None
@@ -81,6 +84,7 @@ def test_any_number_of_validators_adds_lines_and_no_column(store: Any) -> None:
     assert found["label-free:primary"]["epoch"] == "3, 4"
     assert found["label-free:entropy"]["epoch"] == "0"
     assert found["label-free:3"]["epoch"] is None
+    assert found["oracle †"]["epoch"] == "7"
 
 
 def test_shuffled_rows_change_no_byte(tmp_path: Any, make_store: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ from sfuda_bench.running.sources import (
     _Trainer,
     area_prior,
     load_source_model,
+    source_key,
     validation_indices,
 )
 from sfuda_bench.running.store import read_json
@@ -151,3 +152,67 @@ def test_a_method_cannot_write_into_the_source_model_of_others(bench: Any) -> No
     for method in ("cpr", "dpl", "entropy_min"):
         bench.run(method)
     assert path.read_bytes() == before
+
+
+# -- the released code's choice of a checkpoint -------------------------------------------------
+
+ON_TEST = ("source.selection=source_test_best",)
+
+
+def test_source_test_best_holds_nothing_out_and_says_what_it_chose_on(bench: Any) -> None:
+    first = _source_card(bench)
+    card = _source_card(bench, overrides=ON_TEST)
+    assert (card["train_images"], card["validation_images"]) == (8, 4)
+    assert card["selection"] == "source_test_best"
+    assert "no estimate" in card["selected_on"]
+    assert card["validation_dice"] == card["test_dice"]
+    best = max(card["validation_curve"], key=lambda item: item["dice"])
+    chosen = card["test_dice"]["0.75"]
+    assert (chosen["cup"] + chosen["disc"]) / 2 == pytest.approx(best["dice"], abs=1e-4)
+    assert first["selection"] == "source_val" and first["model_sha256"] != card["model_sha256"]
+
+
+def test_test_masks_enter_the_key_only_where_they_choose(bench: Any) -> None:
+    def keys() -> list[str]:
+        plans = [bench.plan("source_only", overrides=more) for more in ((), ON_TEST)]
+        return [plan.sources[0].key for plan in plans]
+
+    before = keys()
+    masks = bench.images("toy_a", "test", "mask")
+    shutil.copy(masks[1], masks[0])
+    after = keys()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_recipes_of_stored_source_models_keep_their_keys() -> None:
+    """Golden: computed before ``source_test_best`` existed."""
+    key = source_key(
+        data_digest={"images": "i", "masks": "m"},
+        network=NetworkSettings(),
+        network_version=1,
+        encoder_digest="none",
+        image_size=256,
+        recipe=SourceRecipe(),
+        precision="float32",
+        source_seed=0,
+    )
+    assert key == "53a10a5bf77b76575c3afb84127edd6c1db2b38667f0e2fe96fef8a9c3c1590f"
+
+
+def test_source_test_best_without_test_masks_blocks_and_says_why(bench: Any) -> None:
+    shutil.rmtree(bench.data / "toy_a" / "test" / "ROIs" / "mask")
+    plan = bench.plan("source_only", overrides=ON_TEST)
+    assert [cell.state for cell in plan.cells] == ["blocked"]
+    assert "source.selection = source_test_best needs the masks of toy_a/test" in (
+        plan.cells[0].reason
+    )
+
+
+def test_the_plan_and_the_cells_say_how_source_models_are_chosen(bench: Any) -> None:
+    plan = bench.plan("source_only", overrides=ON_TEST)
+    (warning,) = [text for text in plan.warnings if "source_test_best" in text]
+    assert "toy_a are chosen on their own test split" in warning
+    assert plan.to_json()["sources"][0]["selection"] == "source_test_best"
+    assert plan.cells[0].job["cell"]["source_selection"] == "source_test_best"
+    assert not any("test split" in text for text in bench.plan("source_only").warnings)

@@ -39,3 +39,27 @@ def test_digest_fields_are_json_and_change_with_what_changes_numbers(profile: Pr
 def test_a_profile_cannot_be_edited() -> None:
     with pytest.raises(FrozenInstanceError):
         get_profile("standard").threshold = 0.1  # type: ignore[misc]  # what is tested
+
+
+def test_the_rules_of_dpl_are_those_of_cpr() -> None:
+    """Same threshold, Dice and ASSD (mean of the directed means, empty masks dropped)."""
+    dpl, cpr = get_profile("dpl-2021"), get_profile("cpr-2023")
+    assert replace(dpl, name=cpr.name, description=cpr.description) == cpr
+
+
+def test_stored_scores_keep_their_keys() -> None:
+    """Rules that came later are left out of a profile's fields where they change nothing."""
+    assert get_profile("standard").digest_fields() == {
+        "name": "standard",
+        "version": 1,
+        "threshold": 0.5,
+        "smooth": 0.0,
+        "empty_policy": "worst",
+        "asd_definition": "directed",
+        "nsd_tolerance_share": 0.02,
+    }
+    assert set(get_profile("cpr-2023").digest_fields()) == set(
+        get_profile("standard").digest_fields()
+    )
+    tuned = get_profile("beal-2019-drishti").digest_fields()
+    assert (tuned["cup_threshold"], tuned["postprocessing"]) == (0.1, "beal")
