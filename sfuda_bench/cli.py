@@ -10,8 +10,9 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,10 +21,14 @@ from sfuda_bench.errors import CheckFailed, EnvironmentProblem, SfudaError, Usag
 from sfuda_bench.registry import did_you_mean
 
 if TYPE_CHECKING:
+    from sfuda_bench.report.published import PublishedValue
+    from sfuda_bench.report.write import Written
     from sfuda_bench.running.request import RunRequest
+    from sfuda_bench.search.cells import Flags
     from sfuda_bench.settings import Settings
 
 DEFAULT_OUT = Path("results/local")
+PUBLISHED_METHODS = "source_only,dpl,cpr,cpr_cbam"
 DEFAULT_METHODS = "source_only,bn_adapt,entropy_min,dpl,cpr,cpr_cbam,target_supervised"
 _INTERRUPTED = 130
 _SOME_FAILED = 4
@@ -163,14 +168,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from sfuda_bench.running.plan import build_plan
-    from sfuda_bench.settings import DEFAULT_ORIGIN, explain
+    from sfuda_bench.settings import DEFAULT_ORIGIN, explain, explain_pairs
 
     request = _request(arguments)
     plan = build_plan(request)
     document = plan.to_json()
     settings = explain(request.settings)
+    by_pair = explain_pairs(request.settings, dict.fromkeys(cell.pair for cell in plan.cells))
     document["settings"] = {
         key: {"value": value, "origin": origin} for key, value, origin in settings
+    }
+    document["pair_settings"] = {
+        pair: {key: {"value": value, "origin": origin} for key, value, origin in rows}
+        for pair, rows in by_pair.items()
     }
     if arguments.json:
         print(json.dumps(document))
@@ -181,6 +191,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     for key, value, origin in settings:
         if arguments.explain or origin != DEFAULT_ORIGIN:
             print(f"{key} = {value!r}  [{origin}]")
+    for pair, rows in by_pair.items():
+        for key, value, origin in rows:
+            print(f"{pair}: {key} = {value!r}  [{origin}]")
     for warning in document["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     counts = ", ".join(f"{document[state]} {state}" for state in ("todo", "done", "blocked"))
@@ -261,6 +274,23 @@ def _list_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
+def _list_validators(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    from sfuda_bench.scoring.validators import VALIDATORS
+
+    _load_plugins(arguments)
+    specs = [VALIDATORS.get(name) for name in VALIDATORS.names()]
+    return [
+        {
+            "name": spec.name,
+            "version": f"v{spec.version}",
+            "strictness": spec.strictness,
+            "needs": ",".join(sorted(spec.needs)),
+            "description": spec.description,
+        }
+        for spec in specs
+    ]
+
+
 def _list_pairs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from sfuda_bench.datasets import canonical_name, dataset_names, find_domains, get_dataset
     from sfuda_bench.selectors import parse_pairs
@@ -278,20 +308,21 @@ _LISTS = {
     "datasets": _list_datasets,
     "networks": _list_networks,
     "pairs": _list_pairs,
+    "validators": _list_validators,
 }
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    paths = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
-    drawn = _drawn(arguments)
+    tables = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
+    drawn = _drawn(arguments, tables.compared)
     if arguments.json:
-        written = {"tables": paths, **drawn}
+        written = {"tables": list(tables.paths), **drawn}
         names = {kind: [str(path) for path in found] for kind, found in written.items()}
         print(json.dumps({"out": str(arguments.out), **names}))
     return 0
 
 
-def _drawn(arguments: argparse.Namespace) -> dict[str, list[Path]]:
+def _drawn(arguments: argparse.Namespace, compared: Mapping[str, Any]) -> dict[str, list[Path]]:
     """Write the figures and the page that were asked for; the page needs the figures."""
     from sfuda_bench.report.figures import write_figures
     from sfuda_bench.report.html import write_html
@@ -299,13 +330,18 @@ def _drawn(arguments: argparse.Namespace) -> dict[str, list[Path]]:
     def note(name: str) -> None:
         _note(f"drawing {name}")
 
+    gallery: dict[str, list[Path]] = {}
+    if arguments.gallery:
+        from sfuda_bench.report.gallery import write_gallery
+
+        gallery = {"gallery": write_gallery(arguments.out, arguments.selection, note=note)}
     if arguments.html:
-        page = write_html(arguments.out, arguments.selection, note)
+        page = write_html(arguments.out, arguments.selection, note, compared)
         _note(f"page: {page}")
-        return {"html": [page]}
+        return {**gallery, "html": [page]}
     if arguments.figures:
-        return {"figures": write_figures(arguments.out, arguments.selection, note=note)}
-    return {}
+        return {**gallery, "figures": write_figures(arguments.out, arguments.selection, note=note)}
+    return gallery
 
 
 def _rescore(arguments: argparse.Namespace) -> int:
@@ -333,18 +369,63 @@ def _rescore_thresholds(arguments: argparse.Namespace) -> int:
 
 def _reproduce(arguments: argparse.Namespace) -> int:
     from sfuda_bench.report.plain import to_markdown
-    from sfuda_bench.report.reproduce import check_reproduced, reproduce, reproduce_table
+    from sfuda_bench.report.reproduce import (
+        check_reproduced,
+        measured_table,
+        published_values,
+        reproduce,
+        reproduce_table,
+    )
     from sfuda_bench.report.scope import read_scope
 
-    found = reproduce(read_scope(arguments.out, arguments.selection), arguments.table)
+    values = published_values(arguments.table)
+    done = None if arguments.data_root is None else _run_published(arguments, values)
+    stand_ins = done["stand_ins"] if done else {}
+    scope = read_scope(arguments.out, arguments.selection)
+    found = reproduce(scope, arguments.table, stand_ins=stand_ins)
     if arguments.json:
         rows = [comparison.to_json() for comparison in found]
-        print(json.dumps({"out": str(arguments.out), "comparisons": rows}))
+        document = {"out": str(arguments.out), "comparisons": rows}
+        print(json.dumps({**document, **(done or {})}))
     else:
+        if done:
+            print(to_markdown(measured_table(scope, arguments.table, values, stand_ins)))
         print(to_markdown(reproduce_table(found, arguments.table)), end="")
     if arguments.strict:
         check_reproduced(found)
-    return 0
+    return _SOME_FAILED if done and done["run"]["failed"] else 0
+
+
+def _run_published(
+    arguments: argparse.Namespace, values: Sequence[PublishedValue]
+) -> dict[str, Any]:
+    """Run the pairs of a published table with the domains that are there."""
+    from sfuda_bench.progress import Progress
+    from sfuda_bench.report.reproduce_data import arrange
+    from sfuda_bench.running.engine import execute
+    from sfuda_bench.running.plan import build_plan
+    from sfuda_bench.scoring.profiles import PROFILES
+
+    pairs = [value.pair for value in values]
+    found = arrange(pairs, arguments.data_root, arguments.stand_in, arguments.pairs)
+    for note in found.notes:
+        _note(note)
+    arguments.pairs = ",".join(map(str, found.pairs))
+    profiles = [*arguments.profiles.split(","), *(value.profile for value in values)]
+    arguments.profiles = ",".join(p for p in dict.fromkeys(profiles) if p in PROFILES)
+    request = _request(arguments)
+    settings = request.settings.with_stand_ins(found.stand_ins)
+    plan = build_plan(replace(request, settings=settings))
+    with _stdout_for_data(), Progress() as progress:
+        for warning in plan.warnings:
+            progress.note(f"warning: {warning}")
+        summary = execute(plan, progress)
+    _tables(arguments.out, arguments.selection, None, show=False)
+    return {
+        "missing": dict(found.missing),
+        "stand_ins": dict(found.stand_ins),
+        "run": summary.to_json(),
+    }
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -362,6 +443,18 @@ def _export(arguments: argparse.Namespace) -> int:
         print(json.dumps({"file": str(arguments.to), "format": arguments.format, "note": text}))
     else:
         print(text, file=sys.stderr)
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.merge import merge
+
+    done = merge(arguments.stores, arguments.out)
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), **done.to_json()}))
+    for name in done.different:
+        _note(f"warning: {name}: the stores hold different results, the first one is kept")
+    _note(f"{done.copied} cells copied, {done.shared} found twice; merged into {arguments.out}")
     return 0
 
 
@@ -398,6 +491,24 @@ def _source_ls(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _source_import(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.datasets import canonical_name
+    from sfuda_bench.running.source_import import import_source, train_masks
+    from sfuda_bench.running.store import Store
+    from sfuda_bench.settings import NetworkSettings
+
+    _load_plugins(arguments)
+    domain, store = canonical_name(arguments.domain), Store.open(arguments.out)
+    network = NetworkSettings(name=arguments.network, encoder=arguments.encoder)
+    masks = train_masks(arguments.data_root, domain, arguments.image_size, store)
+    source = import_source(arguments.file, domain, network, store, masks)
+    if ignored := len(source.card["imported"]["ignored"]):
+        _note(f"{arguments.file}: {ignored} tensors are not of the network and were left out")
+    _note(f"use it: run --source-model {domain}={source.key[:16]} --network {network.name}")
+    print(json.dumps(source.card) if arguments.json else source.key[:16])
+    return 0
+
+
 def _source_text(out: Path) -> str:
     from sfuda_bench.running.cards import list_sources
 
@@ -407,9 +518,12 @@ def _source_text(out: Path) -> str:
         score = (
             f"test Dice cup {test['cup']:.3f} disc {test['disc']:.3f}" if test else "no test masks"
         )
+        made = f"{card['image_size']} px  {card.get('updates')} updates  {score}"
+        if card.get("imported"):
+            made = f"imported from {card['imported']['file']}"
         lines.append(
             f"{card['domain']}  seed {card['source_seed']}  {card['key'][:16]}  "
-            f"{card['network']['name']} {card['image_size']} px  {card['updates']} updates  {score}"
+            f"{card['network']['name']} {made}"
         )
     return "\n".join(lines)
 
@@ -452,7 +566,104 @@ def _claim(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _study_run(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.progress import Progress
+    from sfuda_bench.search.commands import run_study
+
+    _say_synthetic(arguments)
+    with _stdout_for_data(), Progress() as progress:
+        result = run_study(
+            arguments.study,
+            _flags(arguments),
+            progress,
+            allow_oracle=arguments.allow_oracle,
+            storage=arguments.storage,
+        )
+    print(json.dumps(result.document) if arguments.json else result.text)
+    return _SOME_FAILED if result.failed else 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.progress import Progress
+    from sfuda_bench.search.ablation import planned_cells, run_ablation
+
+    _say_synthetic(arguments)
+    flags = _flags(arguments)
+    if arguments.dry_run:
+        cells = planned_cells(arguments.study, flags)
+        lines = [f"{c['state']:8}{c['cell']}  [{c['row']}]  {c['key'][:16]}" for c in cells]
+        print(json.dumps(cells) if arguments.json else "\n".join(lines))
+        return 0
+    with _stdout_for_data(), Progress() as progress:
+        found = run_ablation(arguments.study, flags, progress)
+    print(json.dumps(found.to_json()) if arguments.json else found.text())
+    _note(f"{found.asked} cells, {found.failed} failed; tables and pictures in {found.folder}")
+    return _SOME_FAILED if found.failed else 0
+
+
+def _study_status(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.search.commands import study_status, study_status_text
+
+    found = study_status(arguments.study, arguments.out, arguments.storage)
+    print(json.dumps(found) if arguments.json else study_status_text(found))
+    return 0
+
+
+def _study_export(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.search.commands import export_study
+
+    text = export_study(
+        arguments.study,
+        arguments.out,
+        method=arguments.method,
+        trial=arguments.trial,
+        pair=arguments.pair,
+        to=arguments.to,
+    )
+    if arguments.json:
+        print(json.dumps({"file": str(arguments.to) if arguments.to else None, "toml": text}))
+    elif arguments.to is None:
+        print(text, end="")
+    else:
+        print(f"sfuda-bench run --config {arguments.to}", file=sys.stderr)
+    return 0
+
+
+def _study_ls(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.search.commands import list_studies
+
+    rows = list_studies()
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        print(f"{row['name']:32}{row['kind']:10}{row['question']}")
+    return 0
+
+
 # -- what commands share ----------------------------------------------------------------------
+
+
+def _flags(arguments: argparse.Namespace) -> Flags:
+    """Return what the command line adds to a study file."""
+    from sfuda_bench.search.cells import Flags
+
+    return Flags(
+        out=arguments.out,
+        data_root=arguments.data_root,
+        preset=arguments.preset,
+        pairs=arguments.pairs,
+        seeds=arguments.seeds,
+        overrides=tuple(arguments.set),
+        jobs=arguments.jobs,
+        device=arguments.device,
+        plugins=tuple(arguments.plugin),
+    )
+
+
+def _say_synthetic(arguments: argparse.Namespace) -> None:
+    if arguments.data_root is None:
+        print("no --data-root: the built-in synthetic domains are used", file=sys.stderr)
 
 
 def _request(arguments: argparse.Namespace) -> RunRequest:
@@ -479,11 +690,29 @@ def _request(arguments: argparse.Namespace) -> RunRequest:
         device=arguments.device,
         jobs=arguments.jobs,
         protocol=arguments.protocol,
-        track=arguments.track == "epochs",
+        record=_records(arguments),
         profiles=profiles,
         average_last=arguments.average_last,
         keep_models=not arguments.no_models,
         plugins=tuple(arguments.plugin),
+        source_models=_source_models(arguments),
+    )
+
+
+def _source_models(arguments: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    if not arguments.source_model:
+        return ()
+    from sfuda_bench.running.source_import import parse_source_models
+
+    return parse_source_models(arguments.source_model)
+
+
+def _records(arguments: argparse.Namespace) -> frozenset[str]:
+    from sfuda_bench.running.request import check_records
+
+    asked = [name.strip() for name in arguments.record.split(",") if name.strip()]
+    return check_records(
+        [*asked, *(("epochs", "validators") if arguments.track == "epochs" else ())]
     )
 
 
@@ -514,7 +743,7 @@ def _load_plugins(arguments: argparse.Namespace) -> None:
         load_plugin_file(path)
 
 
-def _tables(out: Path, selection: str, profiles: Sequence[str] | None, *, show: bool) -> list[Path]:
+def _tables(out: Path, selection: str, profiles: Sequence[str] | None, *, show: bool) -> Written:
     """Write the tables of a store and, unless a document is wanted, print the main ones."""
     from rich.console import Console
 
@@ -523,8 +752,8 @@ def _tables(out: Path, selection: str, profiles: Sequence[str] | None, *, show: 
 
     written = write_report(out, selection, profiles, lambda stage: _note(f"report: {stage}"))
     if show:
-        print_tables(out, Console(), selection, written.ties)
-    return list(written.paths)
+        print_tables(out, Console(), selection, written.evidence)
+    return written
 
 
 def _note(text: str) -> None:
@@ -578,6 +807,9 @@ def _parser() -> argparse.ArgumentParser:
         "--selection", default="last", help="last, average-last-K or oracle (default: last)"
     )
     report.add_argument("--figures", action="store_true", help="also draw the figures")
+    report.add_argument(
+        "--gallery", action="store_true", help="also overlays on test images, in DIR/gallery"
+    )
     report.add_argument("--html", action="store_true", help="also one HTML file with the figures")
     rescore = command(commands, "rescore", _rescore, "score stored predictions again")
     _add_out(rescore)
@@ -588,12 +820,15 @@ def _parser() -> argparse.ArgumentParser:
         "--thresholds", action="store_true", help="Dice over thresholds and calibration instead"
     )
     _add_sharing(command, commands)
+    _add_study(command, commands)
+    _add_ablate(command, commands)
     claim = command(commands, "claim", _claim, "is 'A > B on cup dice' supported? exit 6 if not")
     _add_claim(claim)
     source = commands.add_parser("source", help="source models").add_subparsers(required=True)
     train = command(source, "train", _source_train, "train the source models that run would need")
     _add_request(train)
     _add_out(command(source, "ls", _source_ls, "list stored source models and their scores"))
+    _add_import(command(source, "import", _source_import, "store weights from a file, e.g. .pth"))
     data = commands.add_parser("data", help="images and masks").add_subparsers(required=True)
     verify = command(data, "verify", _data_verify, "check a data root before a run")
     _add_data_root(verify)
@@ -604,8 +839,13 @@ def _add_sharing(command: Any, commands: Any) -> None:
     """Add the commands that set a store beside others' numbers or hand it to others."""
     reproduce = command(commands, "reproduce", _reproduce, "compare with published numbers")
     reproduce.add_argument("table", nargs="?", default="table1", help="a published table, or all")
-    _add_out(reproduce)
     reproduce.add_argument("--selection", default="last", help="where the source states none")
+    reproduce.add_argument(
+        "--stand-in", metavar="DOMAIN", help="takes the place of a missing domain, and is marked"
+    )
+    _add_request(reproduce)
+    # A data root makes it run the table's pairs first, so it must be asked for.
+    reproduce.set_defaults(data_root=None, methods=PUBLISHED_METHODS)
     reproduce.add_argument("--strict", action="store_true", help="exit 6 unless reproduced")
     export = command(commands, "export", _export, "hand results to other tools or machines")
     _add_out(export)
@@ -616,8 +856,59 @@ def _add_sharing(command: Any, commands: Any) -> None:
     export.add_argument("--profile", default="standard", help="scoring profile of the CSV")
     export.add_argument("--metric", default="dice", choices=("dice", "asd"), help="of the CSV")
     export.add_argument("--selection", default="last", help="of the CSV (default: last)")
+    merge = command(commands, "merge", _merge, "join stores that were computed apart")
+    merge.add_argument("stores", type=Path, nargs="+", metavar="DIR", help="stores to join")
+    merge.add_argument("--out", type=Path, required=True, help="where they are joined")
     cite = command(commands, "cite", _cite, "print BibTeX of the methods and data sets used")
     _add_out(cite)
+
+
+def _add_study(command: Any, commands: Any) -> None:
+    """Add the commands around study files."""
+    study = commands.add_parser("study", help="search settings with Optuna").add_subparsers(
+        required=True
+    )
+    run = command(study, "run", _study_run, "run a study file, or go on with it")
+    _add_study_request(run)
+    run.add_argument(
+        "--allow-oracle", action="store_true", help="let target labels choose; tables say so"
+    )
+    status = command(study, "status", _study_status, "show a study's trials, also while it runs")
+    export = command(study, "export", _study_export, "write the chosen settings for run --config")
+    for parser in (status, export):
+        parser.add_argument("study", metavar="FILE|NAME", help="a study file, or a study's name")
+        _add_out(parser)
+    for parser in (run, status):
+        parser.add_argument(
+            "--storage", metavar="URL", help="postgresql://... (default: a journal in the store)"
+        )
+    export.add_argument("--method", help="of a study of several methods")
+    export.add_argument("--trial", type=int, help="another trial than the chosen one")
+    export.add_argument("--for", dest="pair", metavar="SOURCE:TARGET", help="a pair, for transfer")
+    export.add_argument("--to", type=Path, metavar="FILE.toml", help="default: stdout")
+    command(study, "ls", _study_ls, "list the shipped study files")
+
+
+def _add_ablate(command: Any, commands: Any) -> None:
+    """Add the command that says what each part of a method is worth."""
+    ablate = command(commands, "ablate", _ablate, "switch parts of a method, show their effects")
+    _add_study_request(ablate)
+    ablate.add_argument("--dry-run", action="store_true", help="list the cells, compute nothing")
+
+
+def _add_study_request(parser: argparse.ArgumentParser) -> None:
+    """Add a study file and what the command line may say instead of it."""
+    add = parser.add_argument
+    add("study", metavar="FILE|NAME", help="a study file, or the name of a shipped one")
+    _add_data_root(parser)
+    _add_out(parser)
+    add("--pairs", help="instead of the file's: all, 'a:*', '*:b' or a:b,c:d")
+    add("--seeds", help="instead of the file's, e.g. 0..4")
+    add("--preset", help="instead of the file's")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. cpr.epochs=6")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--jobs", type=_positive, default=1, help="cells computed at once (default: 1)")
+    _add_plugin(parser)
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
@@ -626,9 +917,16 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     add("--pairs", default="all", help="all, 'a:*', '*:b' or a:b,c:d (default: all)")
     add("--seeds", default="0", help="adaptation seeds, e.g. 0..4 (default: 0)")
     add("--source-seeds", default="0", help="seeds of the source models (default: 0)")
+    add(
+        "--source-model",
+        action="append",
+        default=[],
+        metavar="DOMAIN=FILE|KEY",
+        help="use this source model instead of training one",
+    )
     _add_data_root(parser)
     _add_out(parser)
-    add("--preset", help="quick, small, reproduction, paper")
+    add("--preset", help="quick, small, reproduction, paper, official, dpl-official, dpl-clean")
     add("--config", type=Path, metavar="FILE.toml", help="settings on top of the preset")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. cpr.radius=6")
     add("--image-size", type=int, help="side of the model input, px")
@@ -640,7 +938,16 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=_positive, default=1, help="cells computed at once (default: 1)")
     add("--protocol", choices=("offline", "transductive", "online", "episodic"))
     add(
-        "--track", choices=("none", "epochs"), default="none", help="keep every epoch's predictions"
+        "--track",
+        choices=("none", "epochs"),
+        default="none",
+        help="keep every epoch's predictions and label-free validators",
+    )
+    add(
+        "--record",
+        default="",
+        metavar="LIST",
+        help="what cells keep besides: epochs, validators, train, labels",
     )
     add(
         "--average-last",
@@ -651,6 +958,18 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     )
     add("--profiles", default="standard,cpr-2023", help="scoring profiles")
     add("--no-models", action="store_true", help="do not store adapted models")
+    _add_plugin(parser)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="a released checkpoint, or .safetensors")
+    add("--domain", required=True, help="the domain it was trained on")
+    add("--network", default="dpl_deeplabv3plus", help="default: dpl_deeplabv3plus")
+    add("--encoder", default="mobilenet_v2", help="default: mobilenet_v2")
+    add("--image-size", type=int, default=512, help="of the area prior's masks (default: 512)")
+    _add_data_root(parser)
+    _add_out(parser)
     _add_plugin(parser)
 
 

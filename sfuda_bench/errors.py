@@ -47,6 +47,12 @@ class MissingMasks(DataError):
     """Some images of a split have masks and others lack them."""
 
 
+class CellsFailed(SfudaError):
+    """Some of the cells that were asked for could not be computed."""
+
+    exit_code = 4
+
+
 class EnvironmentProblem(SfudaError):
     """A machine that cannot do what was asked: weights, disk, device, versions."""
 

@@ -313,7 +313,7 @@ def test_bad_usage_is_2_and_names_the_flag(
         ("", "required: COMMAND"),
         ("rnu", "invalid choice: 'rnu'"),
         ("statsu", "did you mean 'status'"),
-        ("source", "required: {train,ls}"),
+        ("source", "required: {train,ls,import}"),
         ("source trian", "did you mean 'train'"),
         ("data verfy", "did you mean 'verify'"),
         ("ls method", "did you mean 'methods'"),
@@ -358,6 +358,22 @@ def test_plan_explains_where_values_come_from(call: Call, engine: Engine, tmp_pa
     document = call(*arguments, "--json").document
     assert document["settings"]["cpr.radius"] == {"value": 6, "origin": "--set"}
     assert document["todo"] == 2
+    assert document["pair_settings"] == {}
+
+
+def test_plan_explains_what_depends_on_the_pair(call: Call, engine: Engine, tmp_path: Path) -> None:
+    """The two pairs for which released code has settings of their own."""
+    arguments = ["plan", "--out", tmp_path, "--preset", "official", "--explain"]
+    lines = call(*arguments).out.splitlines()
+    for pair, iterations, epochs in (
+        ("drishti_gs:rim_one_r3", 4, 10),
+        ("refuge_val:drishti_gs", 32, 20),
+    ):
+        origin = f"[preset official [pair {pair}]]"
+        assert f"{pair}: cpr.iterations = {iterations}  {origin}" in lines
+        assert f"{pair}: cpr.epochs = {epochs}  {origin}" in lines
+        document = call(*arguments, "--json").document["pair_settings"]
+        assert document[pair]["cpr.iterations"]["value"] == iterations
 
 
 # -- data -------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ PORT_IN_BLOCKS = {
 NAMES_ALLOWED = {
     "sfuda_bench/cli.py": "the default of --methods, and examples in help texts",
     "sfuda_bench/settings.py": "examples in hints",
+    "sfuda_bench/setting_layers.py": "examples in hints",
     "sfuda_bench/selectors.py": "examples in hints",
 }
 """Core files that may spell a plug-in's name in a string, and why."""
@@ -297,6 +298,7 @@ ORDER = {
     "registry": 0, "tunable": 0, "errors": 0, "_checkout": 0,
     "methods": 1, "datasets": 1,
     "blocks": 2, "networks": 2, "scoring": 2, "images": 2, "selectors": 2, "settings": 2,
+    "setting_layers": 2,
     "running": 3, "frames": 3, "progress": 3,
     "report": 4, "search": 4,
     "cli": 5, "__main__": 5,

@@ -62,7 +62,12 @@ class Target(Protocol):
         ...
 
     def batches(
-        self, size: int, *, augment: Photometric = "none", shuffle: bool = False
+        self,
+        size: int,
+        *,
+        augment: Photometric = "none",
+        shuffle: bool = False,
+        scale: float = 1.0,
     ) -> Iterator[Batch]:
         """Yield the set once; a final batch of one joins the batch before it.
 
@@ -70,6 +75,8 @@ class Target(Protocol):
             size: Images per batch.
             augment: ``"none"``, ``"dpl"`` (salt and pepper, gamma, eraser) or ``"report"``.
             shuffle: Draw the order from the epoch's stream; otherwise order by content digest.
+            scale: Side of the images over the model's input size, to the nearest multiple of 16.
+                Above 1 only the scale that the method declares with ``target_scale``.
         """
         ...
 
@@ -169,6 +176,18 @@ class AdaptationTask(Protocol):
         """Record label-free scalars (losses, coverage) for the current epoch."""
         ...
 
+    def pseudo_labels(self, stage: str, label: Tensor, keep: Tensor | None = None) -> None:
+        """Hand in the pseudo-labels of one stage, to be stored when that was asked for.
+
+        Nothing comes back. Of a stage that is handed in again, the first labels count.
+
+        Args:
+            stage: ``"initial"``, ``"refined"``, ``"calibrated"``, ``"masked"``, ...
+            label: (N, 2, S, S) bool, in the order of ``index``.
+            keep: (N, 2, S, S) bool, the pixels that are used; ``None`` for all.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class MethodSpec:
@@ -192,6 +211,8 @@ class MethodSpec:
         frozen_steps: Frozen functions it uses, so that their versions enter the key.
         check: Called at planning with (config, image size); raises ``UsageError`` for settings
             that cannot work at that size.
+        target_scale: Takes the config and returns how many times larger than the model's input
+            some of its target images must be; planning packs them, or refuses smaller files.
         origin: File that registered it.
     """
 
@@ -210,6 +231,7 @@ class MethodSpec:
     parent: str | None
     frozen_steps: tuple[Callable[..., Any], ...] = field(default=())
     check: Callable[[Any, int], None] | None = None
+    target_scale: Callable[[Any], float] | None = None
     origin: str = "?"
 
     @property
@@ -250,6 +272,7 @@ def register(
     parent: str | None = None,
     frozen_steps: tuple[Callable[..., Any], ...] = (),
     check: Callable[[Any, int], None] | None = None,
+    target_scale: Callable[[Any], float] | None = None,
     supervised: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated ``adapt(task, config)`` as a method.
@@ -291,6 +314,7 @@ def register(
             parent=parent,
             frozen_steps=frozen_steps,
             check=check,
+            target_scale=target_scale,
             origin=defining_file(function),
         )
         METHODS.add(name, spec, origin=spec.origin)

@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 from sfuda_bench.errors import MethodWarning, UsageError
 from sfuda_bench.frames import write_parquet
-from sfuda_bench.images.resident import ResidentImages
 from sfuda_bench.methods import METHODS, MethodSpec
 from sfuda_bench.networks.batch_norm import batch_norm_layers
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.counting import ImageCount, count_images
 from sfuda_bench.running.frozen import ArtefactCache
+from sfuda_bench.running.funnel import write_pseudo_labels
 from sfuda_bench.running.keys import derive_seed, model_sha256
 from sfuda_bench.running.predict import predict, predict_with, write_predictions
+from sfuda_bench.running.recording import ImageSet, Recorder, inference_seed
 from sfuda_bench.running.runtime import environment
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store, read_json, write_json
@@ -44,19 +46,6 @@ _log = logging.getLogger(__name__)
 Emit = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """A packed split without masks and without file names: (N, 3, S, S) uint8 and opaque ids."""
-
-    images: Tensor
-    ids: tuple[str, ...]
-
-    @classmethod
-    def load(cls, paths: Mapping[str, Any], device: torch.device) -> ImageSet:
-        """Move one packed split to the device."""
-        return cls(ResidentImages(np.load(paths["images"]), device).images, tuple(paths["ids"]))
-
-
 @dataclass
 class Adapted:
     """What a protocol run leaves behind."""
@@ -64,6 +53,9 @@ class Adapted:
     model: nn.Module
     codes: np.ndarray[Any, Any]
     task: Task
+    count: ImageCount
+    artefacts: ArtefactCache
+    recording_seconds: float
 
 
 def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: Emit) -> None:
@@ -94,11 +86,16 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
         )
     emit("storing", 0, 0)
     _write_curve(adapted.task, staged)
+    if adapted.task.labels:
+        write_pseudo_labels(staged, adapted.task.labels)
     for warning in caught:
         _log.warning("%s: %s", warning.category.__name__, warning.message)
     record = {
         **run_record(started, device),
         "artefacts": adapted.task.used,
+        "artefacts_computed": adapted.artefacts.computed,
+        "recording_seconds": round(adapted.recording_seconds, 3),
+        **adapted.count.since(ImageCount()),
         "warnings": [str(w.message) for w in caught if w.category is MethodWarning],
     }
     commit_cell(job, store, staged, adapted.model, adapted.codes, adapted.task.last_epoch, record)
@@ -124,7 +121,8 @@ def commit_cell(
         "source_model_sha256": card["model_sha256"],
         "adapted_model_sha256": model_sha256(state),
         "epochs": last_epoch,
-        "tracked": job["track"],
+        "tracked": "epochs" in job["record"],
+        "recorded": job["record"],
         "code_digest": job["code_digest"],
     }
     write_json(staged / "cell.json", cell)
@@ -155,59 +153,77 @@ def _run_protocol(
     emit: Emit,
 ) -> Adapted:
     inference = Inference(**job["inference"])
-    precision = job["precision"]
+    precision, seed = job["precision"], inference_seed(job)
     test = ImageSet.load(job["images"]["test"], device)
     adapt_on = test
     if job["cell"]["protocol"] == "offline":
         adapt_on = ImageSet.load(job["images"]["train"], device)
-    observe = _recorder(staged, test, inference, precision) if job["track"] else _unobserved
-    task = _make_task(job, spec, source, adapt_on, store, device, emit, observe)
+    count = count_images(source)
+    recorder = Recorder(job, source, test, staged, device, count)
+    artefacts = _artefacts(job, source, adapt_on, store, device, emit, count)
+    task = _make_task(job, spec, source, artefacts, recorder.observe, emit)
     config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
+    recorder.observe(0, source)
     if job["cell"]["protocol"] in ("online", "episodic"):
-        return _run_online(job, spec, config, task, source, test)
+        model, codes = _run_online(job, spec, config, task, source, test)
+    else:
+        model = _run_offline(job, spec, config, task)
+        emit("predicting", 0, 0)
+        with count.paused():
+            codes = predict(model, test.images, inference, precision, seed)
+    recorder.finish(model, task.last_epoch, codes)
+    return Adapted(model, codes, task, count, artefacts, recorder.seconds)
+
+
+def _run_offline(job: Mapping[str, Any], spec: MethodSpec, config: Any, task: Task) -> nn.Module:
+    """Adapt to all images before any is predicted."""
     if spec.adapt is None:
         raise UsageError(f"method '{spec.name}' has no offline form")
-    observe(0, source)
     torch.manual_seed(derive_seed(job["stream_key"], "init"))
-    model = spec.adapt(task, config).eval()
+    model: nn.Module = spec.adapt(task, config).eval()
     check_finite(model)
-    emit("predicting", 0, 0)
-    return Adapted(model, predict(model, test.images, inference, precision), task)
+    return model
 
 
-def _unobserved(epoch: int, model: nn.Module) -> None:
-    """Observe nothing: only the last epoch is stored."""
-
-
-def _make_task(
-    job: dict[str, Any],
-    spec: MethodSpec,
+def _artefacts(
+    job: Mapping[str, Any],
     source: SegmentationNetwork,
     images: ImageSet,
     store: Store,
     device: torch.device,
     emit: Emit,
-    observe: Observer = _unobserved,
-) -> Task:
-    target = TargetImages(images.images, images.ids, Streams(job["stream_key"]))
-    artefacts = ArtefactCache(
+    count: ImageCount,
+) -> ArtefactCache:
+    return ArtefactCache(
         store=store,
         base=job["artefact_base"],
         source_model=copy.deepcopy(source),
-        target=target,
+        target=TargetImages(images.images, images.ids, Streams(job["stream_key"]), images.large),
         device=device,
         precision=job["precision"],
         emit=emit,
+        count=count,
     )
+
+
+def _make_task(
+    job: Mapping[str, Any],
+    spec: MethodSpec,
+    source: SegmentationNetwork,
+    artefacts: ArtefactCache,
+    observe: Observer,
+    emit: Emit,
+) -> Task:
     aux_dir = Path(job["source_dir"]) / "aux"
     return Task(
         source_model=source,
-        target=target,
+        target=artefacts.target,
         aux={name: read_json(aux_dir / f"{name}.json") for name in sorted(spec.requires)},
         artefacts=artefacts,
         precision=job["precision"],
         observe=observe,
         emit=emit,
+        keep_labels="labels" in job["record"],
     )
 
 
@@ -218,7 +234,7 @@ def _run_online(
     task: Task,
     source: SegmentationNetwork,
     test: ImageSet,
-) -> Adapted:
+) -> tuple[nn.Module, np.ndarray[Any, Any]]:
     """One pass over the test images in a seeded order; each is scored when it is visited."""
     if spec.online is None:
         raise UsageError(f"method '{spec.name}' has no online form")
@@ -239,19 +255,7 @@ def _run_online(
 
     codes = predict_with(visit, visited, job["precision"], batch=config.batch_size)
     back = torch.argsort(order).numpy()
-    return Adapted(source.eval(), codes[back], task)
-
-
-def _recorder(staged: Path, test: ImageSet, inference: Inference, precision: str) -> Observer:
-    """Return an observer that stores each epoch's test predictions and changes nothing."""
-
-    def observe(epoch: int, model: nn.Module) -> None:
-        devices = list(range(torch.cuda.device_count()))
-        with torch.random.fork_rng(devices=devices):
-            codes = predict(model, test.images, inference, precision)
-        write_predictions(staged / "predictions" / f"epoch-{epoch:03d}", test.ids, codes)
-
-    return observe
+    return source.eval(), codes[back]
 
 
 def _write_curve(task: Task, staged: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 
 from sfuda_bench.errors import DataError, EnvironmentProblem
-from sfuda_bench.running.jobs import describe_failure
+from sfuda_bench.running.jobs import SCORING, describe_failure
 from sfuda_bench.running.plan import (
     CellPlan,
     Plan,
@@ -20,8 +20,9 @@ from sfuda_bench.running.plan import (
     record_plan,
     scoring_todo,
 )
+from sfuda_bench.running.pool import Slot, WorkerPool
 from sfuda_bench.running.store import read_json, write_json
-from sfuda_bench.running.workers import Worker, WorkerSettings
+from sfuda_bench.running.workers import WorkerSettings
 
 _BUSY_PAUSE = 0.5  # seconds before asking again for a key that another process computes
 
@@ -72,7 +73,7 @@ class RunSummary:
 
 
 @dataclass
-class _Job:
+class Job:
     """One unit of work in the parent's queue."""
 
     id: str
@@ -84,17 +85,16 @@ class _Job:
     not_before: float = 0.0
 
 
-@dataclass
-class _Slot:
-    """A share of the machine: at most one running job, one worker per role."""
-
-    workers: dict[str, Worker] = field(default_factory=dict)
-    job: _Job | None = None
-    worker: Worker | None = None
-
-
-def execute(plan: Plan, progress: ProgressSink) -> RunSummary:
+def execute(
+    plan: Plan, progress: ProgressSink, pool: WorkerPool | None = None, *, remember: bool = True
+) -> RunSummary:
     """Compute what a plan lacks and score it; a failing cell never stops the others.
+
+    Args:
+        plan: What is asked.
+        progress: Where progress goes.
+        pool: Workers that live on after this call; by default they end with it.
+        remember: Make the plan the one that tables and ``status`` show.
 
     Raises:
         KeyboardInterrupt: After the workers are stopped; what was committed stays.
@@ -104,16 +104,19 @@ def execute(plan: Plan, progress: ProgressSink) -> RunSummary:
     if plan.cells and all(cell.state == "blocked" for cell in plan.cells):
         raise DataError(plan.cells[0].reason, hint="sfuda-bench data verify --data-root DIR")
     check_disk(plan)
-    record_plan(plan)
-    return _Engine(plan, progress).run()
+    if remember:
+        record_plan(plan)
+    return _Engine(plan, progress, pool).run()
 
 
 class _Engine:
-    def __init__(self, plan: Plan, progress: ProgressSink) -> None:
+    def __init__(self, plan: Plan, progress: ProgressSink, pool: WorkerPool | None = None) -> None:
         self.plan = plan
         self.progress = progress
-        self.slots = [_Slot() for _ in range(max(1, plan.request.jobs))]
-        self.queue: list[_Job] = []
+        self.pool = pool or WorkerPool()
+        self.keep_workers = pool is not None
+        self.slots = self.pool.slots(max(1, plan.request.jobs))
+        self.queue: list[Job] = []
         self.unfinished: set[str] = set()
         self.broken: dict[str, str] = {}
         self.status: dict[str, str] = {}
@@ -149,9 +152,10 @@ class _Engine:
                 self._dispatch()
                 self._listen()
         except BaseException:
-            self._stop(force=True)
+            self.pool.stop(force=True)
             raise
-        self._stop()
+        if not self.keep_workers:
+            self.pool.stop()
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -168,7 +172,7 @@ class _Engine:
             announced.append((cell.key, cell.method, str(cell.pair)))
             if cell.state == "todo":
                 needs = _source_id(cell.source)
-                self.queue.append(_Job(cell.key, cell.role, dict(cell.job), needs, cell))
+                self.queue.append(Job(cell.key, cell.role, dict(cell.job), needs, cell))
         self.progress.start(announced)
         for cell in self.plan.cells:
             if cell.state == "done":
@@ -176,7 +180,7 @@ class _Engine:
             elif cell.state == "blocked":
                 self._cell_failed(cell, cell.reason)
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         now = monotonic()
         for position, job in enumerate(self.queue):
             if job.needs not in self.unfinished and job.not_before <= now:
@@ -192,31 +196,25 @@ class _Engine:
                 job.started = job.started or monotonic()
                 self._submit(slot, job)
 
-    def _submit(self, slot: _Slot, job: _Job) -> None:
-        """Hand a job to the slot's worker; one that died while idle is replaced first."""
-        worker = slot.workers.get(job.role)
-        if worker is not None and not worker.process.is_alive():
-            del slot.workers[job.role]
-            worker.stop(force=True)
-        slot.worker, slot.job = self._worker(slot, job.role), job
+    def _submit(self, slot: Slot, job: Job) -> None:
+        """Hand a job to the slot's worker."""
+        slot.worker, slot.job = slot.ready(self.settings_of(job.role)), job
         try:
             slot.worker.submit(job.payload)
         except OSError:  # it died this instant
             self._worker_died(slot)
 
-    def _worker(self, slot: _Slot, role: str) -> Worker:
-        if role not in slot.workers:
-            request = self.plan.request
-            settings = WorkerSettings(
-                role=role,
-                out=str(request.out),
-                device=request.device,
-                threads=max(1, _cores() // len(self.slots)),
-                plugins=tuple(str(path) for path in request.plugins),
-                forbidden=tuple(str(folder) for folder in self.plan.forbidden),
-            )
-            slot.workers[role] = Worker(settings)
-        return slot.workers[role]
+    def settings_of(self, role: str) -> WorkerSettings:
+        """Return what a worker of this run is told."""
+        request = self.plan.request
+        return WorkerSettings(
+            role=role,
+            out=str(request.out),
+            device=request.device,
+            threads=max(1, _cores() // len(self.slots)),
+            plugins=tuple(str(path) for path in request.plugins),
+            forbidden=tuple(str(folder) for folder in self.plan.forbidden),
+        )
 
     # -- messages ---------------------------------------------------------------------------
 
@@ -235,12 +233,12 @@ class _Engine:
                 continue
             self._handle(slot, message)
 
-    def _handle(self, slot: _Slot, message: Mapping[str, Any]) -> None:
+    def _handle(self, slot: Slot, message: Mapping[str, Any]) -> None:
         job = slot.job
         if job is None:
             return
         if message["kind"] == "progress":
-            if job.payload["kind"] != "score":
+            if job.payload["kind"] not in SCORING:
                 self.progress.update(job.id, message["stage"], message["epoch"], message["epochs"])
             return
         slot.job = None
@@ -252,23 +250,23 @@ class _Engine:
         else:
             self._done(job, message["status"])
 
-    def _worker_died(self, slot: _Slot) -> None:
+    def _worker_died(self, slot: Slot) -> None:
         """Record the loss, drop the worker (a new one starts when needed) and go on."""
         job, worker = slot.job, slot.worker
         slot.job = slot.worker = None
         if worker is not None:
-            slot.workers = {r: w for r, w in slot.workers.items() if w is not worker}
+            slot.drop(worker)
             worker.process.join(timeout=5)
             code = worker.process.exitcode
             worker.stop(force=True)
             if job is not None:
                 error = RuntimeError(f"the worker process died (exit code {code})")
-                if job.payload["kind"] != "score":
+                if job.payload["kind"] not in SCORING:
                     attempt = self.plan.store.attempt(job.payload["key"])
                     write_json(attempt / "error.json", describe_failure(job.payload, error))
                 self._fail(job, str(error))
 
-    def _failed_in_worker(self, job: _Job, message: Mapping[str, Any]) -> None:
+    def _failed_in_worker(self, job: Job, message: Mapping[str, Any]) -> None:
         text = message["message"]
         if message["class"] not in ("UsageError", "DataError", "StoreSchemaError"):
             text = f"{message['class']}: {text}"
@@ -278,7 +276,7 @@ class _Engine:
             raise EnvironmentProblem(message["message"], hint=message["hint"])
         self._fail(job, text)
 
-    def _fail(self, job: _Job, text: str) -> None:
+    def _fail(self, job: Job, text: str) -> None:
         if job.cell is None:
             self.broken[job.id] = text
             self.unfinished.discard(job.id)
@@ -290,18 +288,18 @@ class _Engine:
         self.status[cell.key] = "failed"
         self.progress.failed(cell.key, f"{cell.name}: {text}")
 
-    def _done(self, job: _Job, status: str) -> None:
+    def _done(self, job: Job, status: str) -> None:
         seconds = monotonic() - job.started
         if job.cell is None:
             self.unfinished.discard(job.id)
             self.progress.done(job.id, seconds, reused=status == "reused")
-        elif job.payload["kind"] != "score":
+        elif job.payload["kind"] not in SCORING:
             self._cell_stored(job.cell, status, seconds)
 
     def _cell_stored(self, cell: CellPlan, status: str, seconds: float) -> None:
         """Queue the missing scores of a committed cell, before anything else."""
         self.status[cell.key] = status
-        jobs = [_Job(cell.key, "label", dict(job), cell=cell) for job in scoring_todo(cell)]
+        jobs = [Job(cell.key, "label", dict(job), cell=cell) for job in scoring_todo(cell)]
         self.queue[:0] = jobs
         if status == "computed":
             for warning in read_json(cell.folder / "run.json").get("warnings", []):
@@ -311,11 +309,6 @@ class _Engine:
         self.progress.done(cell.key, seconds, reused=status == "reused")
 
     # -- the end ----------------------------------------------------------------------------
-
-    def _stop(self, *, force: bool = False) -> None:
-        for slot in self.slots:
-            for worker in slot.workers.values():
-                worker.stop(force=force)
 
     def _summary(self) -> RunSummary:
         values = [self.status.get(cell.key, "failed") for cell in self.plan.cells]
@@ -339,8 +332,8 @@ def _source_id(source: SourcePlan) -> str:
     return f"source:{source.key}"
 
 
-def _source_job(source: SourcePlan) -> _Job:
-    return _Job(_source_id(source), "label", dict(source.job))
+def _source_job(source: SourcePlan) -> Job:
+    return Job(_source_id(source), "label", dict(source.job))
 
 
 def train_sources(plan: Plan, progress: ProgressSink) -> RunSummary:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from sfuda_bench.errors import StoreSchemaError, UsageError
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.counting import ImageCount
 from sfuda_bench.running.keys import derive_seed, digest
 from sfuda_bench.running.runtime import autocast
 from sfuda_bench.running.store import Store, write_json
@@ -97,6 +100,7 @@ class ArtefactCache:
         device: Where results are returned.
         precision: Autocast precision.
         emit: Progress callback.
+        count: Images through the source model and its copies.
     """
 
     store: Store
@@ -106,6 +110,8 @@ class ArtefactCache:
     device: torch.device
     precision: str
     emit: Callable[[str, int, int], None]
+    count: ImageCount = field(default_factory=ImageCount)
+    computed: list[dict[str, Any]] = field(default_factory=list)
 
     def get(
         self, function: Callable[..., dict[str, Tensor]], parameters: Mapping[str, Any]
@@ -138,7 +144,10 @@ class ArtefactCache:
                 "with @frozen_step(version=...)"
             )
         values: dict[str, Any] = {}
+        defaults = inspect.signature(function).parameters
         for name, value in sorted(parameters.items()):
+            if name in defaults and value == defaults[name].default:
+                continue  # a step may gain parameters: what was stored before keeps its key
             if isinstance(value, FrozenArtefact):
                 values[name] = {"artefact": value.key}
             elif value is None or isinstance(value, bool | int | float | str):
@@ -176,6 +185,7 @@ class ArtefactCache:
             stage=stage,
         )
         self.emit(stage, 0, 0)
+        started, before = time.monotonic(), self.count.copy()
         # A forked generator: a cache hit changes no later draw of the method.
         with forked(derive_seed(key, "frozen")):
             tensors = function(context, **parameters)
@@ -186,4 +196,7 @@ class ArtefactCache:
         staged = self.store.staging(key, "artefact")
         save_file(tensors, staged / "tensors.safetensors")
         write_json(staged / "meta.json", self.key_fields(function, parameters))
+        seconds = round(time.monotonic() - started, 3)
+        write_json(staged / "cost.json", {"seconds": seconds, **self.count.since(before)})
+        self.computed.append({"name": function.__name__, "key": key, "seconds": seconds})
         self.store.commit(staged, folder)

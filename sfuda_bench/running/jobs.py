@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sfuda_bench.running.adaptation import compute_cell
+from sfuda_bench.running.funnel import score_labels
 from sfuda_bench.running.references import compute_reference
 from sfuda_bench.running.runtime import resolve_device
 from sfuda_bench.running.score import score_cell
 from sfuda_bench.running.sources import compute_source
-from sfuda_bench.running.store import Busy, Store, write_json
+from sfuda_bench.running.store import Busy, Store, stored_records, write_json
+from sfuda_bench.running.train_scores import score_train
 from sfuda_bench.running.workers import log_to
 
+SCORING = {"score": score_cell, "score-train": score_train, "score-labels": score_labels}
 _COMPUTE = {"source": compute_source, "cell": compute_cell, "reference": compute_reference}
 
 
@@ -36,8 +39,8 @@ class JobRunner:
 
     def compute(self, job: dict[str, Any], connection: Connection) -> str:
         """Compute one job and return ``"computed"``, ``"reused"`` or ``"busy"``."""
-        if job["kind"] == "score":
-            score_cell(job)
+        if job["kind"] in SCORING:
+            SCORING[job["kind"]](job)
             return "computed"
 
         def emit(stage: str, epoch: int, epochs: int) -> None:
@@ -58,9 +61,12 @@ class JobRunner:
         if job["kind"] == "source":
             return (Path(job["source_dir"]) / "card.json").is_file()
         stored = Path(job["cell_dir"]) / "cell.json"
-        return stored.is_file() and (
-            not job["track"] or bool(json.loads(stored.read_text("utf-8"))["tracked"])
-        )
+        if not stored.is_file():
+            return False
+        before = stored_records(json.loads(stored.read_text("utf-8")))
+        asked = frozenset(job["record"])
+        job["record"] = sorted(asked | before)  # what another process recorded stays recorded
+        return asked <= before
 
     def _locked(
         self, job: dict[str, Any], attempt: Path, emit: Callable[[str, int, int], None]

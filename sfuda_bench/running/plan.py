@@ -6,12 +6,13 @@ Every key is known before anything is trained. Planning decodes and packs the im
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sfuda_bench.blocks.resample import scaled_side
 from sfuda_bench.datasets import (
     Domain,
     canonical_name,
@@ -26,12 +27,16 @@ from sfuda_bench.networks.registry import NETWORKS
 from sfuda_bench.registry import load_plugin_file
 from sfuda_bench.running.code_digest import code_digest
 from sfuda_bench.running.keys import digest, file_digest
-from sfuda_bench.running.request import RunRequest
+from sfuda_bench.running.request import RunRequest, recordable
 from sfuda_bench.running.score import needs_scoring, score_key
-from sfuda_bench.running.sources import source_key
-from sfuda_bench.running.store import SCHEMA, Store, read_json, write_json
+from sfuda_bench.running.source_import import find_source
+from sfuda_bench.running.sources import SOURCE_TEST_BEST, source_key
+from sfuda_bench.running.store import SCHEMA, Store, read_json, stored_records, write_json
 from sfuda_bench.scoring.profiles import get_profile
+from sfuda_bench.scoring.scorer import SCORER_VERSION
 from sfuda_bench.selectors import Pair, parse_pairs
+from sfuda_bench.setting_layers import check_pair_names
+from sfuda_bench.settings import fallback_notes
 from sfuda_bench.tunable import keyed_values
 
 _ENGINE = "core"
@@ -49,6 +54,7 @@ class SourcePlan:
     folder: Path
     job: Mapping[str, Any]
     blocked: str = ""
+    lacking: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -58,7 +64,11 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One cell: its key, its state, and the job that computes it."""
+    """One cell: its key, its state, and the jobs that compute and score it.
+
+    ``scoring`` has one job per profile, none when the test split has no masks;
+    ``oracle_scoring`` has those that judge a cell on the images it adapted to.
+    """
 
     key: str
     method: str
@@ -73,7 +83,9 @@ class CellPlan:
     source: SourcePlan
     job: Mapping[str, Any]
     scoring: tuple[Mapping[str, Any], ...] = ()
+    oracle_scoring: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+    preset: str = ""
 
     @property
     def name(self) -> str:
@@ -126,6 +138,7 @@ class Plan:
                     "key": s.key,
                     "state": "done" if s.done else "blocked" if s.blocked else "todo",
                     "reason": s.blocked,
+                    "selection": s.job["recipe"]["selection"],
                 }
                 for s in self.sources
             ],
@@ -177,13 +190,22 @@ class _Planner:
         self._images: dict[tuple[str, str, int], PackedImages] = {}
         self._masks: dict[tuple[str, str, int], PackedMasks | None] = {}
         self._sources: dict[tuple[str, int], SourcePlan] = {}
+        self.given = dict(request.source_models)
+        if self.given and len(request.source_seeds) > 1:
+            raise UsageError(
+                "--source-model gives one source model per domain, --source-seeds asks for more",
+                hint=f"--source-seeds {request.source_seeds[0]}",
+            )
 
     def plan(self) -> Plan:
+        without_images = [name for name in self.given if name not in self.folders]
+        check_pair_names(self.settings.pair_values, [*self.folders, *without_images])
+        pairs = parse_pairs(self.request.pairs, list(self.folders), canonical_name, without_images)
         for method in self.request.methods:
-            spec = METHODS.get(method)
-            if spec.check is not None:
-                spec.check(self.settings.methods[method], self.settings.data.image_size)
-        pairs = parse_pairs(self.request.pairs, list(self.folders), canonical_name)
+            check = METHODS.get(method).check
+            if check is not None:
+                for pair in pairs:
+                    check(self.settings.config_for(method, pair), self.settings.data.image_size)
         cells = [
             self.cell(METHODS.get(method), pair, source_seed, seed)
             for pair in pairs
@@ -197,8 +219,31 @@ class _Planner:
         plan.seconds_estimate = self._estimate(cells)
         packed = self.store.packed
         plan.forbidden = (packed / "masks", packed / "names", *self.folders.values())
-        plan.warnings = sorted({warning for cell in cells for warning in cell.warnings})
+        warnings = {warning for cell in cells for warning in cell.warnings}
+        plan.warnings = sorted(warnings | {*self._notes(pairs, sources)})
         return plan
+
+    def _notes(self, pairs: Sequence[Pair], sources: Sequence[SourcePlan]) -> list[str]:
+        """Say what these settings mean for the pairs and the source models."""
+        notes = fallback_notes(self.settings, pairs)
+        trained = {source.domain for source in sources} - self.given.keys()
+        recipe, domains = self.settings.source, sorted(trained)
+        if recipe.selection == SOURCE_TEST_BEST and domains:
+            notes.append(
+                f"source models of {', '.join(domains)} are chosen on their own test split "
+                f"({SOURCE_TEST_BEST}): their source-domain test scores are optimistic, and so is "
+                "every row trained on target labels"
+            )
+        large = round(recipe.train_scale * self.settings.data.image_size)
+        for domain in domains:
+            images = self.images(domain, "train", self.settings.data.image_size)
+            native = min(min(sides) for sides in images.native_sizes)
+            if recipe.train_scale > 1 and native < large:
+                notes.append(
+                    f"source.train_scale = {recipe.train_scale:g} enlarges {domain}/train "
+                    f"({native} px files) to {large} px"
+                )
+        return notes
 
     def domain(self, name: str) -> Domain:
         """Return a domain, read when the first pair needs it: others may be incomplete."""
@@ -212,14 +257,18 @@ class _Planner:
         at = (domain, split, size)
         if at not in self._images:
             chosen = self.domain(domain).split(split)
-            self._images[at] = pack_images(chosen, size, self.store.packed)
+            crop = self.settings.data.roi_crop_px
+            self._images[at] = pack_images(chosen, size, self.store.packed, crop_px=crop)
         return self._images[at]
 
     def masks(self, domain: str, split: str, size: int) -> PackedMasks | None:
         at = (domain, split, size)
         if at not in self._masks:
             chosen = self.domain(domain).split(split)
-            self._masks[at] = pack_masks(chosen, size, self.store.packed, optional=True)
+            crop = self.settings.data.roi_crop_px
+            self._masks[at] = pack_masks(
+                chosen, size, self.store.packed, optional=True, crop_px=crop
+            )
         return self._masks[at]
 
     # -- source models ----------------------------------------------------------------------
@@ -227,8 +276,23 @@ class _Planner:
     def source(self, domain: str, source_seed: int) -> SourcePlan:
         at = (domain, source_seed)
         if at not in self._sources:
-            self._sources[at] = self._plan_source(domain, source_seed)
+            plan = self._given_source if domain in self.given else self._plan_source
+            self._sources[at] = plan(domain, source_seed)
         return self._sources[at]
+
+    def _given_source(self, domain: str, source_seed: int) -> SourcePlan:
+        """Return the source model that the user named instead of training one."""
+        masks = None
+        try:
+            if domain in self.folders:
+                masks = self.masks(domain, "train", self.settings.data.image_size)
+        except MissingMasks:
+            pass  # only the area prior is made of them
+        found = find_source(self.given[domain], domain, self.settings.network, self.store, masks)
+        wanted = {name for method in self.request.methods for name in METHODS.get(method).requires}
+        job = {"recipe": {"selection": found.selection}}
+        lacking = tuple(found.lacking(wanted))
+        return SourcePlan(found.key, domain, source_seed, found.folder, job, lacking=lacking)
 
     def _plan_source(self, domain: str, source_seed: int) -> SourcePlan:
         size = self.settings.data.image_size
@@ -241,6 +305,13 @@ class _Planner:
         except MissingMasks as error:
             blocked = f"no source model of {domain}: {error.message}"
         data = {"images": images.set_digest, "masks": masks.mask_digest if masks else "none"}
+        if self.settings.source.selection == SOURCE_TEST_BEST:
+            data |= self._test_digests(domain, size)
+            if data["test_masks"] == "none" and not blocked:
+                blocked = (
+                    f"source.selection = {SOURCE_TEST_BEST} needs the masks of {domain}/test; "
+                    "source_val needs none"
+                )
         network = self.settings.network
         key = source_key(
             data_digest=data,
@@ -271,6 +342,15 @@ class _Planner:
             job["test"] = self._labelled_test(domain, size)
         return SourcePlan(key, domain, source_seed, folder, job, blocked)
 
+    def _test_digests(self, domain: str, size: int) -> dict[str, str]:
+        """Return what the choice of a checkpoint on the ``test`` split depends on."""
+        try:
+            masks = self.masks(domain, "test", size)
+        except MissingMasks:
+            masks = None
+        images = self.images(domain, "test", size).set_digest
+        return {"test_images": images, "test_masks": masks.mask_digest if masks else "none"}
+
     def _labelled(self, domain: str, split: str, size: int) -> dict[str, str] | None:
         masks = self.masks(domain, split, size)
         if masks is None:
@@ -295,7 +375,14 @@ class _Planner:
         digests = {"target_test": test.set_digest}
         if protocol == "offline" and not spec.oracle:
             digests["target_train"] = train.set_digest
-        key_fields = self._key_fields(spec, source, protocol, seed, digests)
+        config = self.settings.config_for(spec.name, pair)
+        images: dict[str, dict[str, Any]] = {
+            "train": {"images": str(train.path), "ids": train.ids},
+            "test": {"images": str(test.path), "ids": test.ids},
+        }
+        adapted_on_split = "train" if protocol == "offline" else "test"
+        images[adapted_on_split] |= self._large(spec, config, pair.target, adapted_on_split)
+        key_fields = self._key_fields(spec, config, source, protocol, seed, digests)
         if spec.oracle:  # its model does not depend on the pair's source; its cell must
             key_fields["pair"] = str(pair)
         key = digest(key_fields)
@@ -303,29 +390,27 @@ class _Planner:
         adapted_on = digests.get("target_train", test.set_digest)
         shared = {**_shared(key_fields), "adapted_on": adapted_on}
         record = self._record(spec, pair, source_seed, key, key_fields, source, digests)
-        job = {
+        records = self._records(protocol, folder)
+        job: dict[str, Any] = {
             "kind": "reference" if spec.oracle else "cell",
             "key": key,
             "cell": record,
             "cell_dir": str(folder),
             "source_dir": str(source.folder),
-            "images": {
-                "train": {"images": str(train.path), "ids": train.ids},
-                "test": {"images": str(test.path), "ids": test.ids},
-            },
+            "images": images,
             "network": asdict(self.settings.network),
             "inference": asdict(self.settings.inference),
             "precision": self.precision,
             "stream_key": digest({"streams": shared}),
             "artefact_base": shared,
-            "track": self.request.track,
+            "record": sorted(records),
             "keep_model": self.request.keep_models,
             "code_digest": code_digest(Path(spec.origin)),
         }
         state, reason, warnings = self._state(folder, source, job)
         scoring: tuple[Mapping[str, Any], ...] = ()
         try:
-            scoring = self._scoring(pair.target, key, folder)
+            scoring = self._scoring(pair.target, key, folder, records)
         except MissingMasks as error:
             state, reason = "blocked", f"{pair.target} cannot be scored: {error.message}"
         return CellPlan(
@@ -342,8 +427,27 @@ class _Planner:
             source=source,
             job=job,
             scoring=scoring,
+            oracle_scoring=self._oracle_scoring(pair.target, key, folder, records, protocol),
             warnings=warnings,
+            preset=self.settings.preset,
         )
+
+    def _large(self, spec: MethodSpec, config: Any, domain: str, split: str) -> dict[str, str]:
+        """Return the file of larger copies of the target images, where the settings ask for it."""
+        size, crop = self.settings.data.image_size, self.settings.data.roi_crop_px
+        scale = spec.target_scale(config) if spec.target_scale else 1.0
+        side = scaled_side(size, scale)
+        if side <= size:
+            return {}
+        native = min(min(sides) for sides in self.images(domain, split, size).native_sizes)
+        pixels = min(native, crop) if crop else native
+        if pixels < side:
+            raise UsageError(
+                f"'{spec.name}' needs {domain}/{split} at {side} px ({scale:g} times the model's "
+                f"input of {size} px), but its smallest image has {pixels} px",
+                hint=f"lower --image-size, or the scale in the settings of '{spec.name}'",
+            )
+        return {"large": str(self.images(domain, split, side).path)}
 
     def _protocol(self, spec: MethodSpec) -> str:
         asked = self.request.protocol
@@ -360,6 +464,7 @@ class _Planner:
     def _key_fields(
         self,
         spec: MethodSpec,
+        config: Any,
         source: SourcePlan,
         protocol: str,
         seed: int,
@@ -370,7 +475,7 @@ class _Planner:
             "cell": CELL_VERSION,
             "method": spec.name,
             "version": spec.version,
-            "config": keyed_values(self.settings.methods[spec.name]),
+            "config": keyed_values(config),
             "frozen": {f.__name__: f.frozen_version for f in spec.frozen_steps},  # type: ignore[attr-defined]  # marked by frozen_step
             "target": dict(digests),
             "source": source.key,
@@ -393,7 +498,7 @@ class _Planner:
         digests: Mapping[str, str],
     ) -> dict[str, Any]:
         """Return the planned part of ``cell.json``."""
-        ends = (self.domain(pair.source), self.domain(pair.target))
+        ends = [self.domain(name) for name in (pair.source, pair.target) if name in self.folders]
         return {
             "schema": SCHEMA,
             "key": key,
@@ -413,9 +518,9 @@ class _Planner:
             "network": asdict(self.settings.network),
             "image_size": fields["image_size"],
             "precision": fields["precision"],
-            "preset": self.settings.preset,
+            "source_selection": source.job["recipe"]["selection"],
             "synthetic": any(domain.synthetic for domain in ends),
-            "config": config_json(self.settings.methods[spec.name]),
+            "config": config_json(self.settings.config_for(spec.name, pair)),
             "source_key": source.key,
             "digests": dict(digests),
         }
@@ -426,8 +531,9 @@ class _Planner:
         stored = folder / "cell.json"
         if stored.is_file():
             cell = read_json(stored)
-            if self.request.track and not cell["tracked"]:
-                return "todo", "stored without --track epochs", ()
+            missing = sorted({*job["record"]} - stored_records(cell))
+            if missing:
+                return "todo", f"stored without the record of {', '.join(missing)}", ()
             if cell["code_digest"] != job["code_digest"]:
                 name = cell["method"]
                 return (
@@ -441,38 +547,96 @@ class _Planner:
             return "done", "stored", ()
         if source.blocked:
             return "blocked", source.blocked, ()
+        lacking = METHODS.get(job["cell"]["method"]).requires & {*source.lacking}
+        if lacking:
+            reason = (
+                f"the given source model of {source.domain} has no {', '.join(sorted(lacking))}, "
+                "which are made of its train split's masks"
+            )
+            return "blocked", reason, ()
         return "todo", "" if source.done else "waits for its source model", ()
 
-    def _scoring(self, target: str, key: str, folder: Path) -> tuple[Mapping[str, Any], ...]:
+    def _records(self, protocol: str, folder: Path) -> frozenset[str]:
+        """Return what a cell is to record: what is asked, and what it has recorded before."""
+        stored = folder / "cell.json"
+        before = stored_records(read_json(stored)) if stored.is_file() else frozenset()
+        return (self.request.record | before) & recordable(protocol)
+
+    def _scoring(
+        self, target: str, key: str, folder: Path, record: frozenset[str]
+    ) -> tuple[Mapping[str, Any], ...]:
         """Return one scoring job per profile; none when the test split has no masks."""
-        grid = self.settings.data.evaluation_grid
-        masks = self.masks(target, "test", grid)
+        masks = self._masks_of(target, "test", self.settings.data.evaluation_grid)
         if masks is None:
             return ()
-        test = self.images(target, "test", self.settings.data.image_size)
-        pairing = digest([masks.mask_digest, grid])
-        where = {
-            "masks": str(masks.path),
-            "names": str(self.store.packed / "names" / f"{test.key}.json"),
-            "ids": list(test.ids),
-            "digest": pairing,
-        }
-        tracked = self.request.track or _is_tracked(folder)
-        average_last = self.request.average_last if tracked else None
-        jobs = []
-        for profile in self.profiles:
-            jobs.append(
+        average_last = self.request.average_last if "epochs" in record else None
+        return tuple(
+            {
+                "kind": "score",
+                "key": score_key(key, masks["digest"], profile, _ENGINE, average_last),
+                "record": f"scores-{profile.name}.json",
+                "cell_dir": str(folder),
+                "profile": profile.name,
+                "engine": _ENGINE,
+                "average_last": self.request.average_last,
+                "masks": masks,
+            }
+            for profile in self.profiles
+        )
+
+    def _oracle_scoring(
+        self, target: str, key: str, folder: Path, record: frozenset[str], protocol: str
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Return what judges a cell on labels of the images that it adapted to, where known."""
+        size, grid = self.settings.data.image_size, self.settings.data.evaluation_grid
+        jobs: list[Mapping[str, Any]] = []
+        if "train" in record and (masks := self._masks_beside(target, "train", grid)):
+            jobs += [
                 {
-                    "kind": "score",
-                    "key": score_key(key, pairing, profile, _ENGINE, average_last),
+                    "kind": "score-train",
+                    "key": digest(
+                        ["train", key, masks["digest"], profile.digest_fields(), SCORER_VERSION]
+                    ),
+                    "record": f"train-{profile.name}.json",
                     "cell_dir": str(folder),
                     "profile": profile.name,
-                    "engine": _ENGINE,
-                    "average_last": self.request.average_last,
-                    "masks": where,
+                    "masks": masks,
+                }
+                for profile in self.profiles
+            ]
+        split = "train" if protocol == "offline" else "test"
+        if "labels" in record and (masks := self._masks_beside(target, split, size)):
+            jobs.append(
+                {
+                    "kind": "score-labels",
+                    "key": digest(["labels", key, masks["digest"], SCORER_VERSION]),
+                    "record": "funnel.json",
+                    "cell_dir": str(folder),
+                    "profile": "",
+                    "masks": masks,
                 }
             )
         return tuple(jobs)
+
+    def _masks_beside(self, domain: str, split: str, size: int) -> dict[str, Any] | None:
+        """Return the masks that only extra numbers need; ``None`` where one is missing."""
+        try:
+            return self._masks_of(domain, split, size)
+        except MissingMasks:
+            return None
+
+    def _masks_of(self, domain: str, split: str, side: int) -> dict[str, Any] | None:
+        """Return masks, names and ids of a split as a scoring job has them."""
+        masks = self.masks(domain, split, side)
+        if masks is None:
+            return None
+        images = self.images(domain, split, self.settings.data.image_size)
+        return {
+            "masks": str(masks.path),
+            "names": str(self.store.packed / "names" / f"{images.key}.json"),
+            "ids": list(images.ids),
+            "digest": digest([masks.mask_digest, side]),
+        }
 
     # -- estimates --------------------------------------------------------------------------
 
@@ -503,19 +667,69 @@ class _Planner:
         return sum(median(times[method]) for method in todo) / max(1, self.request.jobs)
 
 
-def _is_tracked(folder: Path) -> bool:
-    stored = folder / "cell.json"
-    return stored.is_file() and bool(read_json(stored)["tracked"])
+def merge_plans(plans: Sequence[Plan]) -> Plan:
+    """Join plans over one store: cells and source models without repeats.
+
+    A cell that several plans ask for records and is scored by what any of them asks.
+
+    Args:
+        plans: At least one; the first one's request says where cells are computed.
+
+    Raises:
+        UsageError: No plan, or plans over several stores.
+    """
+    if len({plan.store.root for plan in plans}) != 1:
+        raise UsageError("only plans over one store can be merged", hint="give all the same --out")
+    cells: dict[str, CellPlan] = {}
+    for cell in (cell for plan in plans for cell in plan.cells):
+        cells[cell.key] = _joined(cells[cell.key], cell) if cell.key in cells else cell
+    sources = {source.key: source for plan in plans for source in plan.sources}
+    todo = [cell for plan in plans for cell in plan.cells if cell.state == "todo"]
+    once = sum(cell.state == "todo" for cell in cells.values()) / max(1, len(todo))
+    requests = [plan.request for plan in plans]
+    plugins = tuple(dict.fromkeys(path for request in requests for path in request.plugins))
+    jobs = max(request.jobs for request in requests)
+    return Plan(
+        request=replace(requests[0], plugins=plugins, jobs=jobs),
+        store=plans[0].store,
+        cells=list(cells.values()),
+        sources=list(sources.values()),
+        disk_bytes=int(once * sum(plan.disk_bytes for plan in plans)),
+        warnings=sorted({warning for plan in plans for warning in plan.warnings}),
+        forbidden=tuple(dict.fromkeys(path for plan in plans for path in plan.forbidden)),
+    )
+
+
+def _joined(first: CellPlan, second: CellPlan) -> CellPlan:
+    """Return one cell that serves both plans."""
+    lead = min(first, second, key=lambda cell: _STATES.index(cell.state))
+    job = {
+        **lead.job,
+        "record": sorted({*first.job["record"], *second.job["record"]}),
+        "keep_model": first.job["keep_model"] or second.job["keep_model"],
+    }
+    # Scores of tracked cells hold more: their jobs win.
+    both = sorted((first, second), key=lambda cell: "epochs" in cell.job["record"])
+    scoring = {job["record"]: job for cell in both for job in cell.scoring}
+    oracle = {job["record"]: job for cell in both for job in cell.oracle_scoring}
+    return replace(
+        lead, job=job, scoring=tuple(scoring.values()), oracle_scoring=tuple(oracle.values())
+    )
 
 
 def scoring_todo(cell: CellPlan) -> list[Mapping[str, Any]]:
     """Return the scoring jobs of a committed cell whose stored scores are missing or outdated."""
-    return [job for job in cell.scoring if needs_scoring(cell.folder, job["key"], job["profile"])]
+    jobs = (*cell.scoring, *cell.oracle_scoring)
+    return [job for job in jobs if needs_scoring(cell.folder, job)]
 
 
 def record_plan(plan: Plan) -> None:
-    """Remember which cells the newest run asked for, so that tables show what is missing."""
-    asked = [dict(cell.job["cell"]) for cell in plan.cells]
+    """Remember which cells the newest run asked for, so that tables show what is missing.
+
+    The preset stands here and not in the cells: two presets may share a cell, whose settings
+    are what it is known by.
+    """
+    asked = [{**cell.job["cell"], "preset": cell.preset} for cell in plan.cells]
     write_json(plan.store.root / "plans" / "last.json", {"cells": asked})
 
 

@@ -14,13 +14,10 @@ import torch
 from torch import nn
 
 from sfuda_bench.methods import METHODS
-from sfuda_bench.running.adaptation import (
-    Emit,
-    ImageSet,
-    commit_cell,
-    run_record,
-)
-from sfuda_bench.running.predict import predict, write_predictions
+from sfuda_bench.running.adaptation import Emit, commit_cell, run_record
+from sfuda_bench.running.counting import ImageCount
+from sfuda_bench.running.predict import predict
+from sfuda_bench.running.recording import ImageSet, Recorder, inference_seed
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store
 from sfuda_bench.settings import Inference, NetworkSettings
@@ -47,9 +44,11 @@ def compute_reference(job: dict[str, Any], store: Store, device: torch.device, e
     network = spec.supervised(LabelledTask(model), config)
     test = ImageSet.load(job["images"]["test"], device)
     inference = Inference(**job["inference"])
-    codes = predict(network, test.images, inference, job["precision"])
-    if job["track"]:
-        write_predictions(staged / "predictions" / "epoch-000", test.ids, codes)
-    record = run_record(started, device)
+    codes = predict(network, test.images, inference, job["precision"], inference_seed(job))
+    recorder = Recorder(job, model, test, staged, device, ImageCount())
+    recorder.observe(0, model)  # nothing is adapted: first and last are one model
+    recorder.finish(network, 0, codes)
+    seconds = round(recorder.seconds, 3)
+    record = {**run_record(started, device), "recording_seconds": seconds}
     # The model is the target's source model and is stored there.
     commit_cell({**job, "keep_model": False}, store, staged, network, codes, 0, record)

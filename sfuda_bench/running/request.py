@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sfuda_bench.errors import UsageError
+from sfuda_bench.registry import did_you_mean
 from sfuda_bench.settings import Settings
+
+RECORDS = {
+    "epochs": "the test predictions of every epoch, for other selections than the last",
+    "validators": "label-free validators on unlabelled target train images",
+    "train": "the predictions on target train, scored where it has masks",
+    "labels": "the pseudo-labels of each stage, judged where target train has masks",
+}
+"""What a cell can keep besides its result; none of it changes the result."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +34,12 @@ class RunRequest:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         jobs: Cells computed at once.
         protocol: Protocol for every method, or ``None`` for each method's default.
-        track: Keep the predictions of every epoch.
+        record: What cells keep besides their result, of :data:`RECORDS`.
         profiles: Scoring profiles.
         average_last: k of the selection ``average-last-k``.
         keep_models: Store adapted models.
         plugins: Python files that register further plug-ins.
+        source_models: (domain, file or key) of source models that are not trained here.
     """
 
     methods: tuple[str, ...]
@@ -40,8 +52,39 @@ class RunRequest:
     device: str = "auto"
     jobs: int = 1
     protocol: str | None = None
-    track: bool = False
+    record: frozenset[str] = frozenset()
     profiles: tuple[str, ...] = ("standard", "cpr-2023")
     average_last: int = 5
     keep_models: bool = True
     plugins: tuple[Path, ...] = ()
+    source_models: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def track(self) -> bool:
+        """Whether the predictions of every epoch are kept."""
+        return "epochs" in self.record
+
+
+def recordable(protocol: str) -> frozenset[str]:
+    """Return what cells of a protocol can record.
+
+    An ``episodic`` method has one model per batch, hence none to validate or to run on train.
+    """
+    alone = {"validators", "train"} if protocol == "episodic" else set()
+    return frozenset(RECORDS.keys() - alone)
+
+
+def check_records(names: Iterable[str]) -> frozenset[str]:
+    """Return the records of these names.
+
+    Raises:
+        UsageError: There is no such record.
+    """
+    found = frozenset(names)
+    for name in sorted(found - RECORDS.keys()):
+        raise UsageError(
+            f"--record {name}: unknown{did_you_mean(name, list(RECORDS))}; known: "
+            f"{', '.join(RECORDS)}",
+            hint="sfuda-bench run --record validators",
+        )
+    return found

@@ -22,6 +22,7 @@ from sfuda_bench.scoring.scorer import (
     oracle_epoch,
     score_set,
 )
+from sfuda_bench.scoring.validators import COLLAPSED, PRIMARY, PRIMARY_NAME, choose
 
 _IDENTITY = ("method", "source", "target", "source_seed", "seed")
 
@@ -45,13 +46,14 @@ def score_key(
     return digest(fields)
 
 
-def needs_scoring(cell_dir: Path, key: str, profile: str) -> bool:
-    """Whether the stored scores of a profile are missing or were made another way."""
-    record = cell_dir / f"scores-{profile}.json"
-    if not record.is_file() or read_json(record).get("score_key") != key:
+def needs_scoring(cell_dir: Path, job: Mapping[str, Any]) -> bool:
+    """Whether what a scoring job writes is missing, damaged or was made another way."""
+    record = cell_dir / job["record"]
+    if not record.is_file() or read_json(record).get("score_key") != job["key"]:
         return True
-    frames = [cell_dir / f"{name}-{profile}.parquet" for name in ("cases", "eyes")]
-    return not all(_readable(frame) for frame in frames)
+    name, profile = record.stem, job["profile"]
+    frames = [f"cases-{profile}", f"eyes-{profile}"] if job["kind"] == "score" else [name]
+    return not all(_readable(cell_dir / f"{frame}.parquet") for frame in frames)
 
 
 def _readable(frame: Path) -> bool:
@@ -73,10 +75,7 @@ def score_cell(job: Mapping[str, Any]) -> None:
     cell_dir = Path(job["cell_dir"])
     cell = read_json(cell_dir / "cell.json")
     profile = get_profile(job["profile"])
-    masks = np.load(job["masks"]["masks"], mmap_mode="r")
-    names = json.loads(Path(job["masks"]["names"]).read_text("utf-8"))
-    ids = tuple(job["masks"]["ids"])
-    stems = [names[name] for name in ids]
+    masks, ids, stems = masks_of_job(job)
 
     def scores(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         codes = read_predictions(folder, ids)
@@ -90,6 +89,7 @@ def score_cell(job: Mapping[str, Any]) -> None:
             for folder in sorted((cell_dir / "predictions").glob("epoch-*"))
         }
         parts += _selections(epochs, job["average_last"])
+        parts += _label_free(epochs, cell_dir)
         curves = [case.assign(epoch=epoch) for epoch, (case, _) in sorted(epochs.items())]
         columns = ["epoch", "structure", "image", "dice"]
         frame = pd.concat(curves)[columns].reset_index(drop=True)
@@ -142,6 +142,39 @@ def _selections(
         averaged = average_selections(cases, len(trained))
         parts.append((averaged.assign(selection=name), mean_eyes.assign(selection=name)))
     return parts
+
+
+def _label_free(
+    epochs: Mapping[int, tuple[pd.DataFrame, pd.DataFrame]], cell_dir: Path
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Return the cases and eyes of the epoch that each recorded validator prefers.
+
+    Which epoch that is does not depend on any label; it is written into ``selections.json``.
+    """
+    path = cell_dir / "validators.parquet"
+    if not path.is_file():
+        return []
+    values = read_parquet(path)
+    values = values[values["epoch"].isin(list(epochs))]
+    names = sorted({str(name) for name in values["validator"]} - {COLLAPSED})
+    if set(PRIMARY) <= set(names):
+        names.append(PRIMARY_NAME)
+    chosen = {f"label-free:{name}": choose(values, name) for name in names}
+    write_json(cell_dir / "selections.json", chosen)
+    return [
+        (epochs[epoch][0].assign(selection=name), epochs[epoch][1].assign(selection=name))
+        for name, epoch in chosen.items()
+    ]
+
+
+def masks_of_job(
+    job: Mapping[str, Any],
+) -> tuple[np.ndarray[Any, Any], tuple[str, ...], list[str]]:
+    """Return packed masks, ids and file names of a scoring job, all in packed order."""
+    masks = np.load(job["masks"]["masks"], mmap_mode="r")
+    names = json.loads(Path(job["masks"]["names"]).read_text("utf-8"))
+    ids = tuple(job["masks"]["ids"])
+    return masks, ids, [names[name] for name in ids]
 
 
 def _with_identity(frame: pd.DataFrame, identity: Mapping[str, Any]) -> pd.DataFrame:

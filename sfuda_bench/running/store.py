@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,11 @@ def _locked(path: Path, *, wait: bool) -> int | None:
         pass
     os.close(handle)
     return None
+
+
+def stored_records(cell: Mapping[str, Any]) -> frozenset[str]:
+    """Return what a stored cell recorded; cells of earlier versions knew ``epochs`` only."""
+    return frozenset(cell.get("recorded", ["epochs"] if cell["tracked"] else []))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sfuda_bench.errors import UsageError
 from sfuda_bench.networks.taps import SegmentationNetwork
 from sfuda_bench.running.frozen import ArtefactCache, FrozenArtefact
 from sfuda_bench.running.runtime import autocast
@@ -27,6 +30,7 @@ class Task:
         artefacts: Cache behind :meth:`frozen`.
         precision: ``"float32"`` or ``"bfloat16"``.
         observe: Called with (epoch, model) at each epoch's end; it must change nothing.
+        keep_labels: Keep the pseudo-labels that the method hands in.
         emit: Progress callback (stage, epoch, epochs).
     """
 
@@ -40,6 +44,7 @@ class Task:
         precision: str,
         observe: Observer,
         emit: Callable[[str, int, int], None],
+        keep_labels: bool = False,
     ) -> None:
         self.source_model = source_model
         self.target = target
@@ -52,6 +57,8 @@ class Task:
         self._epoch = 0
         self.curve: list[tuple[int, str, float]] = []
         self.used: list[str] = []
+        self.labels: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
+        self._keep_labels = keep_labels
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the mixed-precision context of this run."""
@@ -84,6 +91,25 @@ class Task:
     def track(self, **values: float) -> None:
         """Record label-free scalars for the current epoch."""
         self.curve += [(self._epoch, name, float(value)) for name, value in values.items()]
+
+    def pseudo_labels(self, stage: str, label: Tensor, keep: Tensor | None = None) -> None:
+        """Keep the pseudo-labels of one stage when that was asked for; the first ones count.
+
+        Raises:
+            UsageError: A stage's name with a dot, or maps that are no bool (N, 2, S, S).
+        """
+        kept = torch.ones_like(label) if keep is None else keep
+        shape = (len(self.target), 2, *self.target.images.shape[-2:])
+        for name, value in (("label", label), ("keep", kept)):
+            if value.shape != shape or value.dtype != torch.bool:
+                raise UsageError(
+                    f"task.pseudo_labels('{stage}'): {name} is {value.dtype} "
+                    f"{tuple(value.shape)}; expected torch.bool {shape}"
+                )
+        if "." in stage:
+            raise UsageError(f"task.pseudo_labels('{stage}'): expected a name without dots")
+        if self._keep_labels and stage not in self.labels:
+            self.labels[stage] = (label.cpu().numpy(), kept.cpu().numpy())
 
     @property
     def last_epoch(self) -> int:

@@ -49,6 +49,7 @@ class Worker:
     """A worker process as the parent sees it."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
         context = multiprocessing.get_context("spawn")
         self.connection, child = context.Pipe()
         self.process: BaseProcess = context.Process(

@@ -106,7 +106,7 @@ def test_a_worker_that_cannot_start_fails_its_cells_and_not_the_run(
 def test_a_worker_that_died_between_two_jobs_is_replaced(bench: Any) -> None:
     """Nobody's job is lost when an idle worker is killed, for instance for its memory."""
     engine = _Engine(bench.plan("source_only"), _progress())
-    worker = engine._worker(engine.slots[0], "adapt")
+    worker = engine.slots[0].ready(engine.settings_of("adapt"))
     worker.process.kill()
     worker.process.join()
     summary = engine.run()

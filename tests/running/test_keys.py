@@ -194,7 +194,7 @@ def test_the_adaptation_key_changes_with_a_pixel_of_the_target(bench: Any, split
 MATTERS_NOT: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "evaluation grid": (("data.evaluation_grid=128",), {}),
     "profiles": ((), {"profiles": ("standard",)}),
-    "tracking": ((), {"track": True}),
+    "tracking": ((), {"record": frozenset({"epochs"})}),
     "k of the average": ((), {"average_last": 2}),
     "keeping models": ((), {"keep_models": False}),
     "jobs": ((), {"jobs": 3}),
@@ -296,7 +296,7 @@ def test_the_same_request_computes_nothing_and_a_deleted_cell_alone(bench: Any) 
 
 def test_tracking_is_computed_when_a_stored_cell_lacks_it_and_changes_no_byte(bench: Any) -> None:
     untracked = bench.run("dpl")
-    plan = bench.plan("dpl", track=True)
+    plan = bench.plan("dpl", record=frozenset({"epochs"}))
     assert plan.cells[0].state == "todo"
     bench.compute(plan)
     tracked = bench.outcome(plan)

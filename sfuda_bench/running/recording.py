@@ -1,0 +1,165 @@
+"""What a cell keeps besides its result: epochs, label-free validators, predictions on train.
+
+Recording looks at models and changes nothing: a cell with and without it has the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from sfuda_bench.frames import write_parquet
+from sfuda_bench.images.resident import ResidentImages
+from sfuda_bench.running.counting import ImageCount
+from sfuda_bench.running.keys import derive_seed, model_sha256
+from sfuda_bench.running.predict import predict, write_predictions
+from sfuda_bench.running.store import read_json
+from sfuda_bench.running.streams import forked
+from sfuda_bench.running.validation import Validation
+from sfuda_bench.settings import Inference
+
+Codes = np.ndarray[Any, Any]
+Row = tuple[int, str, str, float]
+"""Epoch, validator, structure, value."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A packed split without masks and without file names: (N, 3, S, S) uint8 and opaque ids."""
+
+    images: Tensor
+    ids: tuple[str, ...]
+    large: Path | None = None
+
+    @classmethod
+    def load(cls, paths: Mapping[str, Any], device: torch.device) -> ImageSet:
+        """Move one packed split to the device; its larger copy stays in the file."""
+        images = ResidentImages(np.load(paths["images"]), device).images
+        return cls(images, tuple(paths["ids"]), Path(paths["large"]) if "large" in paths else None)
+
+
+def inference_seed(job: Mapping[str, Any]) -> int:
+    """Return the seed of dropout at prediction: equal for methods that share streams."""
+    return derive_seed(job["stream_key"], "inference")
+
+
+class Recorder:
+    """Observes one cell's models.
+
+    Args:
+        job: The cell's job; ``record`` says what is kept.
+        source: The unadapted source model.
+        test: Target test images.
+        staged: The folder that becomes the cell's.
+        device: Where networks run.
+        count: Stands still while something is recorded.
+    """
+
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        source: nn.Module,
+        test: ImageSet,
+        staged: Path,
+        device: torch.device,
+        count: ImageCount,
+    ) -> None:
+        self.seconds = 0.0
+        self._job, self._test, self._staged = job, test, staged
+        self._device, self._count = device, count
+        self._records = frozenset(job["record"])
+        self._inference = Inference(**job["inference"])
+        self._seed = inference_seed(job)
+        self._rows: dict[int, list[Row]] = {}
+        self._validated = (-1, "")
+        self._train: ImageSet | None = None
+        if self._records & {"validators", "train"}:
+            self._train = ImageSet.load(job["images"]["train"], device)
+        self._validation = self._make_validation(source)
+
+    def _make_validation(self, source: nn.Module) -> Validation | None:
+        if "validators" not in self._records or self._train is None:
+            return None
+        aux = Path(self._job["source_dir"]) / "aux"
+        seed = derive_seed(self._job["stream_key"], "validation")
+        with self._aside():
+            return Validation(
+                source=source,
+                images=self._train.images,
+                ids=self._train.ids,
+                precision=self._job["precision"],
+                seed=seed,
+                aux={path.stem: read_json(path) for path in sorted(aux.glob("*.json"))},
+                inference=self._inference,
+            )
+
+    def observe(self, epoch: int, model: nn.Module) -> None:
+        """Look at a model at the end of an epoch; epoch 0 is the unadapted source model."""
+        with self._aside():
+            if "epochs" in self._records:
+                self._keep_epoch(epoch, self._predict(model, self._test))
+            if "epochs" in self._records or epoch == 0:
+                self._validate(epoch, model)
+
+    def finish(self, model: nn.Module, last_epoch: int, codes: Codes) -> None:
+        """Look at the final model: it stands for the last epoch, whatever was trained there.
+
+        Args:
+            model: What the method returned.
+            last_epoch: 0 for a method without epochs, whose final model stands for epoch 1.
+            codes: Predictions of the final model for the test images, as they are scored.
+        """
+        with self._aside():
+            last = max(last_epoch, 1)
+            if "epochs" in self._records:
+                self._keep_epoch(last, codes)
+            self._validate(last, model)
+            if "train" in self._records and self._train is not None:
+                folder = self._staged / "predictions-train"
+                write_predictions(folder, self._train.ids, self._predict(model, self._train))
+            if self._validation is not None:
+                write_parquet(self._frame(), self._staged / "validators.parquet")
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Leave the random state and the method's cost as they are found."""
+        self._wait()
+        started = time.monotonic()
+        with self._count.paused(), forked(self._seed):
+            yield
+        self._wait()
+        self.seconds += time.monotonic() - started
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _keep_epoch(self, epoch: int, codes: Codes) -> None:
+        folder = self._staged / "predictions" / f"epoch-{epoch:03d}"
+        write_predictions(folder, self._test.ids, codes)
+
+    def _predict(self, model: nn.Module, images: ImageSet) -> Codes:
+        return predict(model, images.images, self._inference, self._job["precision"], self._seed)
+
+    def _validate(self, epoch: int, model: nn.Module) -> None:
+        """Ask the validators, unless they saw this very model at this epoch."""
+        if self._validation is None:
+            return
+        state = (epoch, model_sha256(model.state_dict()))
+        if state != self._validated:
+            self._rows[epoch] = self._validation.rows(epoch, model)
+            self._validated = state
+
+    def _frame(self) -> pd.DataFrame:
+        kinds = {"epoch": "int64", "validator": "str", "structure": "str", "value": "float64"}
+        rows = [row for _, rows in sorted(self._rows.items()) for row in rows]
+        return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)

@@ -1,0 +1,1 @@
+"""Questions asked of many cells: Optuna studies, fixed pools and ablations."""
