@@ -65,6 +65,7 @@ class CprConfig:
         initial_threshold: Probability above which stage 1 calls a pixel foreground.
         mc_bn: Batch norm during the dropout passes.
         mc_batch: Images per batch of stage 1 and scope of the prototypes.
+        mc_decoder: ``prepared`` repeats dropout passes faster on networks that can, up to rounding.
         mc_dropout: Sample dropout in stage 1; off, one pass without it and an uncertainty of 0.
         radius: r, in cells of the context map.
         neighbourhood: Distance below r (``lt``, code) or up to r (``le``, report).
@@ -117,6 +118,7 @@ class CprConfig:
     mc_bn: Literal["running", "batch"] = "running"
     mc_batch: int = setting(4, 1, 1024)
     mc_dropout: bool = setting(True, added=True)
+    mc_decoder: Literal["exact", "prepared"] = setting("exact", added=True)
     radius: int = tunable(4, 2, 12, symbol="r")
     neighbourhood: Neighbourhood = "lt"
     border: Border = "official"

@@ -30,6 +30,7 @@ class DplConfig:
         initial_threshold: Probability above which a pixel is foreground.
         mc_bn: Batch norm during the dropout passes.
         mc_batch: Images per batch and scope of the prototypes.
+        mc_decoder: ``prepared`` repeats dropout passes faster on networks that can, up to rounding.
         mc_dropout: Sample dropout; off, one pass without it and an uncertainty of 0.
         lr: Learning rate of Adam.
         epochs: Epochs over the target images.
@@ -49,6 +50,7 @@ class DplConfig:
     mc_bn: Literal["running", "batch"] = "running"
     mc_batch: int = setting(8, 1, 1024)
     mc_dropout: bool = setting(True, added=True)
+    mc_decoder: Literal["exact", "prepared"] = setting("exact", added=True)
     lr: float = tunable(2e-3, 0.0, 1.0, symbol="lr")
     epochs: int = tunable(2, 0, 1000)
     batch_size: int = setting(8, 2, 1024)

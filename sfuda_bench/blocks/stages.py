@@ -44,6 +44,7 @@ def initial_labels(
     bn: Literal["running", "batch"],
     batch_size: int,
     mc_dropout: bool = True,
+    decoder: Literal["exact", "prepared"] = "exact",
 ) -> dict[str, Tensor]:
     """Label the target with the source model: MC dropout, threshold, prototypes, reliability.
 
@@ -58,6 +59,8 @@ def initial_labels(
         bn: ``running`` (CPR) or ``batch`` statistics (DPL's train mode).
         batch_size: Images per batch, which is also the scope of the prototypes.
         mc_dropout: Sample dropout; off, one pass without it and an uncertainty of 0.
+        decoder: ``exact`` has the bits of complete forwards; ``prepared`` is faster on networks
+            that can prepare their decoder, and equal up to rounding.
 
     Returns:
         ``prob`` (N, 2, S, S) float32; ``label``, ``prototype_class`` (q, the class of the nearer
@@ -73,7 +76,7 @@ def initial_labels(
     missing = 0
     for batch in task.target.batches(batch_size):
         if mc_dropout:
-            statistics = mc_dropout_statistics(model, batch.image, passes, temperature, bn)
+            statistics = mc_dropout_statistics(model, batch.image, passes, temperature, bn, decoder)
         else:
             statistics = _single_pass(model, batch.image, bn)
         label = threshold_labels(statistics.prob, threshold)
@@ -146,6 +149,11 @@ class InitialLabelling(Protocol):
         ...
 
     @property
+    def mc_decoder(self) -> Literal["exact", "prepared"]:
+        """Repeat the decoder as it is, or prepared for repetition."""
+        ...
+
+    @property
     def mc_dropout(self) -> bool:
         """Sample dropout, or run once without it."""
         ...
@@ -181,6 +189,7 @@ def label_initially(task: AdaptationTask, config: InitialLabelling) -> Artefact:
         bn=config.mc_bn,
         batch_size=config.mc_batch,
         mc_dropout=config.mc_dropout,
+        decoder=config.mc_decoder,
     )
     share = float(labels["reliable"].float().mean())
     task.track(reliable_share=share)

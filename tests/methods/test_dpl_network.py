@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,10 @@ def test_the_evaluation_of_the_released_dpl_code_repeats(on_dpl: Any) -> None:
     plain = on_dpl("source_only")
     assert plain.folder != first.folder
     assert any((codes[name] != plain.codes()[name]).any() for name in codes)
+
+
+@pytest.mark.parametrize("method", ["dpl", "cpr"])
+def test_a_prepared_decoder_is_a_setting_of_the_dropout_passes(bench: Any, method: str) -> None:
+    bench.run(method, overrides=[f"{method}.mc_decoder=prepared"])
+    (meta,) = bench.out.glob("artefacts/initial_labels/*/meta.json")
+    assert json.loads(meta.read_text("utf-8"))["parameters"]["decoder"] == "prepared"
