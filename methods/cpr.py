@@ -316,6 +316,58 @@ def refined_labels(
     return {"prob": torch.cat(refined), "peak": torch.cat(peaks)}
 
 
+@frozen_step(version=1)
+@torch.no_grad()
+def context_maps(
+    task: FrozenTask,
+    *,
+    labels: Artefact,
+    head: Artefact,
+    attention: bool,
+    shared_attention: bool,
+    reduce: Reduce,
+    images: int,
+    attention_at: AttentionAt,
+    norm: bool,
+) -> dict[str, Tensor]:
+    """Show what the head has learned: how alike every cell is to the least certain cell.
+
+    Returns:
+        ``similarity`` (K, 2, h, w) float32 in (0, 1], of every cell with the anchor; ``anchor``
+        (K, 2, 2) int64, row and column of the cell whose initial probability is nearest 0.5.
+    """
+    model = _with_buffers(task.source_model, head)
+    similarity = _head(model, attention, shared_attention, attention_at, norm)
+    similarity.load_state_dict(_part(head, "head."))
+    similarity = similarity.to(task.device).eval()
+    batch = next(iter(task.target.batches(images)))
+    encoded = model.encode(batch.image)
+    features = similarity(_seen(encoded, model.context(encoded), attention_at).float())
+    side = features.shape[-1]
+    prob = grid_prob(labels["prob"][batch.index.to(task.device)], features.shape[-2:])
+    place = (prob - 0.5).abs().flatten(2).argmin(dim=-1)
+    flat = features.flatten(3)
+    anchor = flat.gather(3, place[:, :, None, None].expand(-1, -1, flat.shape[2], 1))
+    distance = (flat - anchor).abs()
+    distance = distance.mean(dim=2) if reduce == "mean" else distance.sum(dim=2)
+    return {
+        "similarity": torch.exp(-distance).unflatten(-1, features.shape[-2:]).cpu(),
+        "anchor": torch.stack([place // side, place % side], dim=-1).cpu(),
+    }
+
+
+def context_pictures(task: AdaptationTask, config: CprConfig, images: int) -> dict[str, Tensor]:
+    """Return the maps of :func:`context_maps` for the first target images."""
+    labels = label_initially(task, config)
+    head = _learn_head(task, config, labels)
+    rule = _pair_rule(config)
+    names = ("attention", "shared_attention", "reduce", "attention_at", "norm")
+    maps = task.frozen(
+        context_maps, labels=labels, head=head, images=images, **{n: rule[n] for n in names}
+    )
+    return {name: maps[name] for name in maps.names()}
+
+
 def _head(
     model: SegmentationNetwork,
     attention: bool,
@@ -373,6 +425,7 @@ def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNet
     source="Huai et al., Context-Aware Pseudo-Label Refinement, MICCAI 2023; xmed-lab/CPR@1fea8d4",
     frozen_steps=(initial_labels, similarity_head, refined_labels),
     check=check_grid,
+    pictures=context_pictures,
     target_scale=refinement_scale,
 )
 @register(
@@ -386,6 +439,7 @@ def _with_buffers(model: SegmentationNetwork, head: Artefact) -> SegmentationNet
     source="CPR with CBAM (Woo et al., ECCV 2018) in the context-similarity head",
     frozen_steps=(initial_labels, similarity_head, refined_labels),
     check=check_grid,
+    pictures=context_pictures,
     target_scale=refinement_scale,
 )
 def adapt(task: AdaptationTask, config: CprConfig) -> nn.Module:

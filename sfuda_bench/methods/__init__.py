@@ -213,6 +213,8 @@ class MethodSpec:
             that cannot work at that size.
         target_scale: Takes the config and returns how many times larger than the model's input
             some of its target images must be; planning packs them, or refuses smaller files.
+        pictures: Takes the task, the config and a number of images, and returns tensors that show
+            how it works on the first of the target images; asked for with ``--record pictures``.
         origin: File that registered it.
     """
 
@@ -232,6 +234,7 @@ class MethodSpec:
     frozen_steps: tuple[Callable[..., Any], ...] = field(default=())
     check: Callable[[Any, int], None] | None = None
     target_scale: Callable[[Any], float] | None = None
+    pictures: Callable[[Any, Any, int], dict[str, Tensor]] | None = None
     origin: str = "?"
 
     @property
@@ -273,6 +276,7 @@ def register(
     frozen_steps: tuple[Callable[..., Any], ...] = (),
     check: Callable[[Any, int], None] | None = None,
     target_scale: Callable[[Any], float] | None = None,
+    pictures: Callable[[Any, Any, int], dict[str, Tensor]] | None = None,
     supervised: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated ``adapt(task, config)`` as a method.
@@ -315,6 +319,7 @@ def register(
             frozen_steps=frozen_steps,
             check=check,
             target_scale=target_scale,
+            pictures=pictures,
             origin=defining_file(function),
         )
         METHODS.add(name, spec, origin=spec.origin)

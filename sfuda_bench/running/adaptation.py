@@ -30,6 +30,7 @@ from sfuda_bench.running.counting import ImageCount, count_images
 from sfuda_bench.running.frozen import ArtefactCache
 from sfuda_bench.running.funnel import write_pseudo_labels
 from sfuda_bench.running.keys import derive_seed, model_sha256
+from sfuda_bench.running.pictures import write_pictures
 from sfuda_bench.running.predict import predict, predict_with, write_predictions
 from sfuda_bench.running.recording import ImageSet, Recorder, inference_seed
 from sfuda_bench.running.runtime import environment
@@ -172,6 +173,9 @@ def _run_protocol(
         with count.paused():
             codes = predict(model, test.images, inference, precision, seed)
     recorder.finish(model, task.last_epoch, codes)
+    if "pictures" in job["record"]:
+        with recorder.aside(), task.unrecorded():
+            write_pictures(staged, spec, config, task, copy.deepcopy(artefacts.source_model))
     return Adapted(model, codes, task, count, artefacts, recorder.seconds)
 
 

@@ -91,7 +91,7 @@ class Recorder:
             return None
         aux = Path(self._job["source_dir"]) / "aux"
         seed = derive_seed(self._job["stream_key"], "validation")
-        with self._aside():
+        with self.aside():
             return Validation(
                 source=source,
                 images=self._train.images,
@@ -104,7 +104,7 @@ class Recorder:
 
     def observe(self, epoch: int, model: nn.Module) -> None:
         """Look at a model at the end of an epoch; epoch 0 is the unadapted source model."""
-        with self._aside():
+        with self.aside():
             if "epochs" in self._records:
                 self._keep_epoch(epoch, self._predict(model, self._test))
             if "epochs" in self._records or epoch == 0:
@@ -118,7 +118,7 @@ class Recorder:
             last_epoch: 0 for a method without epochs, whose final model stands for epoch 1.
             codes: Predictions of the final model for the test images, as they are scored.
         """
-        with self._aside():
+        with self.aside():
             last = max(last_epoch, 1)
             if "epochs" in self._records:
                 self._keep_epoch(last, codes)
@@ -130,7 +130,7 @@ class Recorder:
                 write_parquet(self._frame(), self._staged / "validators.parquet")
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
+    def aside(self) -> Iterator[None]:
         """Leave the random state and the method's cost as they are found."""
         self._wait()
         started = time.monotonic()

@@ -15,6 +15,7 @@ RECORDS = {
     "validators": "label-free validators on unlabelled target train images",
     "train": "the predictions on target train, scored where it has masks",
     "labels": "the pseudo-labels of each stage, judged where target train has masks",
+    "pictures": "what figures of a method need from the networks",
 }
 """What a cell can keep besides its result; none of it changes the result."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -111,10 +111,24 @@ class Task:
         if self._keep_labels and stage not in self.labels:
             self.labels[stage] = (label.cpu().numpy(), kept.cpu().numpy())
 
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Keep what the block asks of the task out of the cell's records."""
+        used, curve = list(self.used), list(self.curve)
+        try:
+            yield
+        finally:
+            self.used, self.curve = used, curve
+            self._artefacts.computed = [c for c in self._artefacts.computed if _name(c) in used]
+
     @property
     def last_epoch(self) -> int:
         """Number of the last epoch (0 when nothing was trained in epochs)."""
         return self._epoch
+
+
+def _name(computed: Mapping[str, Any]) -> str:
+    return f"{computed['name']}/{computed['key']}"
 
 
 def check_finite(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from sfuda_bench.running.counting import count_images
 def network(plugin_folder: Path) -> Iterator[Any]:
     load_plugin_file(plugin_folder / "tiny.py")
     torch.manual_seed(0)
-    yield NETWORKS.get("tiny").builder("", None)
+    yield NETWORKS.get("tiny").build("", None)
 
 
 def image(count: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sfuda_bench.errors import UsageError
 from sfuda_bench.frames import read_parquet
@@ -239,3 +240,22 @@ def test_funnel_values_by_hand() -> None:
 def test_an_unknown_record_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"--record epoch.*epochs"):
         check_records(["epoch"])
+
+
+def test_pictures_hold_features_by_class_and_what_the_method_shows(bench: Any) -> None:
+    plain = bench.run("cpr")
+    pictured = bench.run("cpr", record=frozenset({"pictures"}))
+    assert pictured.sha == plain.sha
+    tensors = load_file(pictured.folder / "pictures.safetensors")
+    assert len(tensors["feature"]) == len(tensors["image"]) == len(tensors["place"]) > 0
+    assert (tensors["place"] > 0).all() and (tensors["place"] < 1).all()
+    similarity, anchor = tensors["method.similarity"], tensors["method.anchor"]
+    assert similarity.shape[:2] == anchor.shape[:2]
+    for maps, cells in zip(similarity, anchor, strict=True):
+        for values, (row, column) in zip(maps, cells, strict=True):
+            assert values[row, column] == pytest.approx(1), "a cell is most like itself"
+            assert values.max() <= 1 + 1e-6
+    before, after = (read(cell.folder / "run.json") for cell in (plain, pictured))
+    assert after["artefacts"] == before["artefacts"], "drawing is no part of the method"
+    other = bench.run("bn_adapt", record=frozenset({"pictures"}))
+    assert "feature" in load_file(other.folder / "pictures.safetensors")
