@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from sfuda_bench.frames import write_parquet
 from sfuda_bench.images.resident import ResidentImages
 from sfuda_bench.running.counting import ImageCount
-from sfuda_bench.running.keys import derive_seed, model_sha256
+from sfuda_bench.running.keys import derive_seed, digest, model_sha256
 from sfuda_bench.running.predict import predict, write_predictions
 from sfuda_bench.running.store import read_json
 from sfuda_bench.running.streams import forked
@@ -30,6 +31,13 @@ from sfuda_bench.settings import Inference
 Codes = np.ndarray[Any, Any]
 Row = tuple[int, str, str, float]
 """Epoch, validator, structure, value."""
+
+
+_SOURCES_KEPT = 2
+_SOURCES: dict[str, Validation] = {}
+"""What a worker knows of the last source models: the cells of a study share it."""
+_UNADAPTED: WeakKeyDictionary[Validation, list[Row]] = WeakKeyDictionary()
+"""The values of the unadapted source models, epoch 0 of every cell."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +97,28 @@ class Recorder:
     def _make_validation(self, source: nn.Module) -> Validation | None:
         if "validators" not in self._records or self._train is None:
             return None
-        aux = Path(self._job["source_dir"]) / "aux"
+        aux_dir = Path(self._job["source_dir"]) / "aux"
+        aux = {path.stem: read_json(path) for path in sorted(aux_dir.glob("*.json"))}
         seed = derive_seed(self._job["stream_key"], "validation")
+        sha = model_sha256(source.state_dict())
+        key = digest(
+            [sha, seed, self._train.ids, self._job["precision"], aux, asdict(self._inference)]
+        )
         with self.aside():
-            return Validation(
-                source=source,
-                images=self._train.images,
-                ids=self._train.ids,
-                precision=self._job["precision"],
-                seed=seed,
-                aux={path.stem: read_json(path) for path in sorted(aux.glob("*.json"))},
-                inference=self._inference,
-            )
+            if key not in _SOURCES:
+                validation = Validation(
+                    source=source,
+                    images=self._train.images,
+                    ids=self._train.ids,
+                    precision=self._job["precision"],
+                    seed=seed,
+                    aux=aux,
+                    inference=self._inference,
+                )
+                _SOURCES[key] = validation
+                while len(_SOURCES) > _SOURCES_KEPT:
+                    _SOURCES.pop(next(iter(_SOURCES)))
+            return _SOURCES[key]
 
     def observe(self, epoch: int, model: nn.Module) -> None:
         """Look at a model at the end of an epoch; epoch 0 is the unadapted source model."""
@@ -155,9 +173,15 @@ class Recorder:
         if self._validation is None:
             return
         state = (epoch, model_sha256(model.state_dict()))
-        if state != self._validated:
+        if state == self._validated:
+            return
+        self._validated = state
+        if epoch == 0:
+            if self._validation not in _UNADAPTED:
+                _UNADAPTED[self._validation] = self._validation.rows(0, model)
+            self._rows[0] = _UNADAPTED[self._validation]
+        else:
             self._rows[epoch] = self._validation.rows(epoch, model)
-            self._validated = state
 
     def _frame(self) -> pd.DataFrame:
         kinds = {"epoch": "int64", "validator": "str", "structure": "str", "value": "float64"}

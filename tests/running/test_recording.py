@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 
 from sfuda_bench.errors import UsageError
 from sfuda_bench.frames import read_parquet
+from sfuda_bench.running import recording
 from sfuda_bench.running.funnel import funnel_values, read_pseudo_labels, write_pseudo_labels
 from sfuda_bench.running.plan import scoring_todo
 from sfuda_bench.running.request import RECORDS, check_records
@@ -259,3 +261,17 @@ def test_pictures_hold_features_by_class_and_what_the_method_shows(bench: Any) -
     assert after["artefacts"] == before["artefacts"], "drawing is no part of the method"
     other = bench.run("bn_adapt", record=frozenset({"pictures"}))
     assert "feature" in load_file(other.folder / "pictures.safetensors")
+
+
+def test_what_a_worker_remembers_of_a_source_model_changes_no_value(bench: Any) -> None:
+    """The second cell reuses what the first computed; a fresh worker computes it again."""
+    first = bench.run("dpl", record=frozenset({"validators"}))
+    second = bench.run("dpl", overrides=["dpl.lr=0.0011"], record=frozenset({"validators"}))
+    remembered = (second.folder / "validators.parquet").read_bytes()
+    recording._SOURCES.clear()
+    shutil.rmtree(second.folder)
+    again = bench.run("dpl", overrides=["dpl.lr=0.0011"], record=frozenset({"validators"}))
+    assert (again.folder / "validators.parquet").read_bytes() == remembered
+    values = [read_parquet(cell.folder / "validators.parquet") for cell in (first, again)]
+    before = [frame[frame["epoch"] == 0].reset_index(drop=True) for frame in values]
+    assert before[0].equals(before[1])
