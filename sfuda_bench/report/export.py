@@ -28,14 +28,19 @@ BUNDLED = (
     "cells/*/*/*/cases-*.parquet",
     "cells/*/*/*/eyes-*.parquet",
     "cells/*/*/*/curve.parquet",
+    "cells/*/*/*/funnel.parquet",
+    "cells/*/*/*/selections.json",
+    "cells/*/*/*/validators.parquet",
+    "cells/*/*/*/epochs-*.parquet",
     "cells/*/*/*/thresholds.json",
     "cells/*/*/*/thresholds.parquet",
     "artefacts/*/*/meta.json",
     "artefacts/*/*/cost.json",
     "sources/*/*/card.json",
     "attempts/*/error.json",
+    "figures/*.p[dn][fg]",
 )
-"""What a bundle holds: records only, no image, mask, prediction or weight."""
+"""What a bundle holds: records and the figures drawn of them, no image, mask, prediction or weight."""
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal records give equal bytes
 _MODE = 0o644 << 16
