@@ -40,7 +40,7 @@ BUNDLED = (
     "attempts/*/error.json",
     "figures/*.p[dn][fg]",
 )
-"""What a bundle holds: records and the figures drawn of them, no image, mask, prediction or weight."""
+"""What a bundle holds: records and figures of them, no image, mask, prediction or weight."""
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: equal records give equal bytes
 _MODE = 0o644 << 16

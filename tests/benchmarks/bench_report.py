@@ -1,6 +1,6 @@
 """Report of a synthetic store of 100,000 rows: tables against reading the records with pandas.
 
-Run: ``python tests/benchmarks/bench_report.py [ROWS]``. Statistics and figures are timed apart.
+``python -m tests.benchmarks.bench_report [ROWS]`` also times statistics, figures and the page.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from sfuda_bench.report.extra import write_extra_tables
 from sfuda_bench.report.figures import write_figures
 from sfuda_bench.report.html import write_html
 from sfuda_bench.report.tables import write_tables
+from tests.benchmarks.harness import Row, interleaved
 from tests.report.rich_store import METHODS, RichStore
 
 ROWS = 100_000
 _PAIRS, _SELECTIONS, _STRUCTURES, _SEEDS = 6, 3, 2, 5
 
 
-def build(folder: Path, rows: int = ROWS) -> Path:
+def build(folder: Path, rows: int = ROWS, seeds: int = _SEEDS) -> Path:
     """Write a synthetic store with at least ``rows`` rows of cases under one profile."""
-    per_image = len(METHODS) * _PAIRS * _SEEDS * _STRUCTURES  # selections only add to it
+    per_image = len(METHODS) * _PAIRS * seeds * _STRUCTURES  # selections only add to it
     images = max(4, -(-rows // per_image))
     return RichStore(
-        folder / "store", seeds=_SEEDS, images=images, profiles=("standard",), lost=()
+        folder / "store", seeds=seeds, images=images, profiles=("standard",), lost=()
     ).out
 
 
@@ -63,6 +64,16 @@ def measure(rows: int = ROWS, repeats: int = 3) -> dict[str, float]:
         found["figures_s"] = timed(lambda: write_figures(out), 1)
         found["html_s"] = timed(lambda: write_html(out), 1)
         return found
+
+
+def rows(full: bool = True) -> list[Row]:
+    """Return the row of this benchmark: below 1x is what tables take beyond reading."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = build(Path(folder), ROWS, _SEEDS) if full else build(Path(folder), 1, 1)
+        count = read_with_pandas(out)
+        times = interleaved(lambda: read_with_pandas(out), lambda: write_tables(out), 1)
+        note = f"{count} rows; the reference only reads the records"
+        return [times.row("tables of a store", note=note)]
 
 
 if __name__ == "__main__":
