@@ -55,7 +55,6 @@ class Adapted:
     codes: np.ndarray[Any, Any]
     task: Task
     count: ImageCount
-    artefacts: ArtefactCache
     recording_seconds: float
 
 
@@ -94,7 +93,7 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
     record = {
         **run_record(started, device),
         "artefacts": adapted.task.used,
-        "artefacts_computed": adapted.artefacts.computed,
+        "artefacts_computed": adapted.task.artefacts.computed,
         "recording_seconds": round(adapted.recording_seconds, 3),
         **adapted.count.since(ImageCount()),
         "warnings": [str(w.message) for w in caught if w.category is MethodWarning],
@@ -161,8 +160,7 @@ def _run_protocol(
         adapt_on = ImageSet.load(job["images"]["train"], device)
     count = count_images(source)
     recorder = Recorder(job, source, test, staged, device, count)
-    artefacts = _artefacts(job, source, adapt_on, store, device, emit, count)
-    task = _make_task(job, spec, source, artefacts, recorder.observe, emit)
+    task = make_task(job, spec, source, adapt_on, store, device, emit, recorder.observe, count)
     config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
     recorder.observe(0, source)
     if job["cell"]["protocol"] in ("online", "episodic"):
@@ -175,8 +173,8 @@ def _run_protocol(
     recorder.finish(model, task.last_epoch, codes)
     if "pictures" in job["record"]:
         with recorder.aside(), task.unrecorded():
-            write_pictures(staged, spec, config, task, copy.deepcopy(artefacts.source_model))
-    return Adapted(model, codes, task, count, artefacts, recorder.seconds)
+            write_pictures(staged, spec, config, task, copy.deepcopy(task.artefacts.source_model))
+    return Adapted(model, codes, task, count, recorder.seconds)
 
 
 def _run_offline(job: Mapping[str, Any], spec: MethodSpec, config: Any, task: Task) -> nn.Module:
@@ -189,16 +187,19 @@ def _run_offline(job: Mapping[str, Any], spec: MethodSpec, config: Any, task: Ta
     return model
 
 
-def _artefacts(
+def make_task(
     job: Mapping[str, Any],
+    spec: MethodSpec,
     source: SegmentationNetwork,
     images: ImageSet,
     store: Store,
     device: torch.device,
     emit: Emit,
-    count: ImageCount,
-) -> ArtefactCache:
-    return ArtefactCache(
+    observe: Observer = lambda epoch, model: None,
+    count: ImageCount | None = None,
+) -> Task:
+    """Return the task of one cell over the images that it adapts to."""
+    artefacts = ArtefactCache(
         store=store,
         base=job["artefact_base"],
         source_model=copy.deepcopy(source),
@@ -206,18 +207,8 @@ def _artefacts(
         device=device,
         precision=job["precision"],
         emit=emit,
-        count=count,
+        count=count or ImageCount(),
     )
-
-
-def _make_task(
-    job: Mapping[str, Any],
-    spec: MethodSpec,
-    source: SegmentationNetwork,
-    artefacts: ArtefactCache,
-    observe: Observer,
-    emit: Emit,
-) -> Task:
     aux_dir = Path(job["source_dir"]) / "aux"
     return Task(
         source_model=source,

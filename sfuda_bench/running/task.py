@@ -50,7 +50,7 @@ class Task:
         self.target = target
         self.aux = aux
         self.device: torch.device = artefacts.device
-        self._artefacts = artefacts
+        self.artefacts = artefacts
         self._precision = precision
         self._observe = observe
         self._emit = emit
@@ -68,7 +68,7 @@ class Task:
         self, function: Callable[..., dict[str, Tensor]], **parameters: Any
     ) -> FrozenArtefact:
         """Return the result of a frozen step, computed once per content key."""
-        artefact = self._artefacts.get(function, parameters)
+        artefact = self.artefacts.get(function, parameters)
         self.used.append(f"{function.__name__}/{artefact.key}")
         return artefact
 
@@ -119,7 +119,7 @@ class Task:
             yield
         finally:
             self.used, self.curve = used, curve
-            self._artefacts.computed = [c for c in self._artefacts.computed if _name(c) in used]
+            self.artefacts.computed = [c for c in self.artefacts.computed if _name(c) in used]
 
     @property
     def last_epoch(self) -> int:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from sfuda_bench.blocks.area_prior import area_ratio
 from sfuda_bench.methods import METHODS
 from sfuda_bench.networks.batch_norm import estimate_statistics
-from sfuda_bench.running.adaptation import ImageSet, _make_task
+from sfuda_bench.running.adaptation import make_task
+from sfuda_bench.running.recording import ImageSet
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store, read_json
 from sfuda_bench.settings import NetworkSettings
@@ -33,7 +34,7 @@ def task_of(bench: Any, method: str) -> tuple[Any, Any]:
     job = dict(bench.plan(method).cells[0].job)
     model = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), CPU)
     images = ImageSet.load(job["images"]["train"], CPU)
-    task = _make_task(
+    task = make_task(
         job, METHODS.get(method), model, images, Store(bench.out), CPU, lambda *a: None
     )
     return task, model

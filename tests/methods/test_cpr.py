@@ -14,8 +14,9 @@ from sfuda_bench.blocks.context_similarity import grid_labels, pair_index, pair_
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS
 from sfuda_bench.networks.similarity_head import SimilarityHead
-from sfuda_bench.running.adaptation import ImageSet, _make_task
+from sfuda_bench.running.adaptation import make_task
 from sfuda_bench.running.frozen import FrozenArtefact
+from sfuda_bench.running.recording import ImageSet
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store
 from sfuda_bench.settings import NetworkSettings
@@ -29,7 +30,7 @@ def task_of(bench: Any, cell: Any) -> tuple[Any, Any]:
     model = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), CPU)
     images = ImageSet.load(job["images"]["train"], CPU)
     spec = METHODS.get(cell.method)
-    return _make_task(job, spec, model, images, Store(bench.out), CPU, lambda *a: None), model
+    return make_task(job, spec, model, images, Store(bench.out), CPU, lambda *a: None), model
 
 
 def true_labels(bench: Any) -> tuple[Tensor, Tensor]:

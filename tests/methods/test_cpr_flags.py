@@ -22,7 +22,8 @@ from sfuda_bench.blocks.stages import nearer_class
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import METHODS, Batch
 from sfuda_bench.networks.taps import Encoded
-from sfuda_bench.running.adaptation import ImageSet, _make_task
+from sfuda_bench.running.adaptation import make_task
+from sfuda_bench.running.recording import ImageSet
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store, read_json
 from sfuda_bench.running.streams import Streams
@@ -231,7 +232,7 @@ def task_of(bench: Any, *flags: str) -> tuple[Any, Any, Any]:
     model = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), CPU)
     images = ImageSet.load(job["images"]["train"], CPU)
     spec = METHODS.get(cell.method)
-    task = _make_task(job, spec, model, images, Store(bench.out), CPU, lambda *a: None)
+    task = make_task(job, spec, model, images, Store(bench.out), CPU, lambda *a: None)
     return task, copy.deepcopy(model), build_config(spec.config, job["cell"]["config"], owner="cpr")
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfuda_bench.methods import METHODS
-from sfuda_bench.running.adaptation import ImageSet, _make_task
+from sfuda_bench.running.adaptation import make_task
+from sfuda_bench.running.recording import ImageSet
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store, read_json
 from sfuda_bench.settings import NetworkSettings
@@ -70,7 +71,7 @@ def test_labels_and_kept_pixels_are_reported(shared: Any, monkeypatch: pytest.Mo
     model = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), CPU)
     images = ImageSet.load(job["images"]["train"], CPU)
     spec = METHODS.get("dpl")
-    task = _make_task(job, spec, model, images, Store(shared.out), CPU, lambda *a: None)
+    task = make_task(job, spec, model, images, Store(shared.out), CPU, lambda *a: None)
     reported: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def report(stage: str, label: Tensor, keep: Tensor | None = None) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sfuda_bench.methods import METHODS
 from sfuda_bench.networks.batch_norm import batch_norm_layers, estimate_statistics
-from sfuda_bench.running.adaptation import ImageSet, _make_task
+from sfuda_bench.running.adaptation import make_task
+from sfuda_bench.running.recording import ImageSet
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store
 from sfuda_bench.settings import NetworkSettings
@@ -29,7 +30,7 @@ def task_of(bench: Any) -> tuple[Any, Any]:
     job = dict(bench.plan("entropy_min").cells[0].job)
     model = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), CPU)
     images = ImageSet.load(job["images"]["train"], CPU)
-    return _make_task(job, SPEC, model, images, Store(bench.out), CPU, lambda *a: None), model
+    return make_task(job, SPEC, model, images, Store(bench.out), CPU, lambda *a: None), model
 
 
 def states(bench: Any, result: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
