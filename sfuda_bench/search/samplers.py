@@ -31,7 +31,7 @@ HISTORY_FREE = ("qmc", "grid", "random")
 STARTUP = 10
 """Trials of ``tpe`` that take the points of ``qmc``: nothing can be learnt from fewer."""
 
-_MOST_REDRAWS = 10_000
+_MOST_REDRAWS = 4096
 _TPE_REDRAWS = 100
 Points = Callable[[int], "Point"]
 """From a trial's number to its point."""

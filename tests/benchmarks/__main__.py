@@ -56,7 +56,7 @@ def run(
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         found = importlib.import_module(f"tests.benchmarks.bench_{name}").rows(full)
         spent[name] = round(time.perf_counter() - started, 1)
-        print(f"{spent[name]} s", file=sys.stderr, flush=True)
+        print(f"{spent[name]} s\n{harness.plain_table(found)}", file=sys.stderr, flush=True)
         rows += found if full else [replace(row, aim=None) for row in found]
     print(harness.plain_table(rows))
     print(", ".join(f"{key} {value}" for key, value in harness.machine().items()))

@@ -127,7 +127,7 @@ def _rows(name: str, size: int, batch: int, epochs: int, repeats: int, radius: i
             found.append(
                 times.row(
                     f"similarity head ({name}, decoder {decoder}) / {script}",
-                    aim=AIM if decoder == "skip" and log else None,
+                    aim=AIM if decoder == "skip" else None,
                     difference=difference,
                     allowed=1e-3,
                     memory_mb=(peak_mb(plain), peak_mb(ours)) if log else None,

@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("trials", type=int)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--storage")
+    parser.add_argument("--together", type=int, default=1, help="processes that begin at once")
     given = parser.parse_args()
 
     def slow(method: str, point: dict[str, Any], pairs: str) -> list[CellResult]:
@@ -101,6 +102,11 @@ def main() -> None:
         return evaluate(method, point, pairs)
 
     trials = build(given.folder, given.sampler, given.trials, storage=given.storage)
+    ready = given.folder.parent / "ready"
+    ready.mkdir(exist_ok=True)
+    (ready / str(os.getpid())).touch()
+    while len(list(ready.iterdir())) < given.together:
+        time.sleep(0.01)
     trials.run(slow, lambda text: None)
 
 

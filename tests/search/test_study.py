@@ -71,7 +71,8 @@ def test_two_processes_finish_twenty_trials_once_each(
     stub: ModuleType, stub_command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "s"
-    processes = [start(stub_command, folder, "qmc", 20, 0.05) for _ in range(2)]
+    words = ("qmc", 20, 0.05, "--together", 2)
+    processes = [start(stub_command, folder, *words) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     trials = stub.build(folder, "qmc", 20)
     assert [t.number for t in trials.finished()] == list(range(20))
