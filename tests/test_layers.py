@@ -243,7 +243,7 @@ def test_presets_name_methods_and_the_core_reads_them_as_data() -> None:
 
 # -- what must start fast ---------------------------------------------------------------------
 
-LIGHT = ["report/*.py", "frames.py", "progress.py", "cli.py", "settings.py", "selectors.py",
+LIGHT = ["report/*.py", "frames.py", "tensors.py", "progress.py", "cli.py", "settings.py", "selectors.py",
          "registry.py", "tunable.py", "errors.py", "running/store.py", "running/request.py",
          "running/cards.py", "networks/registry.py", "methods/__init__.py",
          "datasets/__init__.py"]  # fmt: skip
@@ -299,7 +299,7 @@ ORDER = {
     "methods": 1, "datasets": 1,
     "blocks": 2, "networks": 2, "scoring": 2, "images": 2, "selectors": 2, "settings": 2,
     "setting_layers": 2,
-    "running": 3, "frames": 3, "progress": 3,
+    "running": 3, "frames": 3, "tensors": 3, "progress": 3,
     "report": 4, "search": 4,
     "cli": 5, "__main__": 5,
 }  # fmt: skip

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from sfuda_bench.report import style
 from sfuda_bench.report.packs import PackedSplit, contour
 from sfuda_bench.report.records import CellRecord
-from sfuda_bench.running.funnel import read_pseudo_labels
+from sfuda_bench.running.label_files import read_pseudo_labels
 from sfuda_bench.scoring.codes import STRUCTURES
+from sfuda_bench.tensors import read_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def method_figure(cell: CellRecord, packed: PackedSplit, title: str) -> Figure |
     path = cell.folder / PICTURES
     if not path.is_file():
         return None
-    tensors = load_file(path)
+    tensors = read_arrays(path)
     stages = read_pseudo_labels(cell.folder)
     similarity = tensors.get("method.similarity")
     columns = 1 + len(stages) + (0 if similarity is None else len(STRUCTURES))

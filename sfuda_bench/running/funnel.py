@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from sfuda_bench.frames import write_parquet
+from sfuda_bench.running.label_files import FILE, read_pseudo_labels
 from sfuda_bench.running.score import masks_of_job
 from sfuda_bench.running.store import write_json
 from sfuda_bench.scoring.codes import STRUCTURES
 
 Array = np.ndarray[Any, Any]
-FILE = "pseudo_labels.safetensors"
 
 
 def write_pseudo_labels(folder: Path, stages: Mapping[str, tuple[Array, Array]]) -> None:
@@ -35,23 +35,6 @@ def write_pseudo_labels(folder: Path, stages: Mapping[str, tuple[Array, Array]])
         tensors[f"{order:02d}.{stage}.label"] = np.packbits(label, axis=-1)
         tensors[f"{order:02d}.{stage}.keep"] = np.packbits(keep, axis=-1)
     save_file(tensors, folder / FILE)
-
-
-def read_pseudo_labels(folder: Path) -> dict[str, tuple[Array, Array]]:
-    """Read what :func:`write_pseudo_labels` wrote; nothing where a method has no stages."""
-    path = folder / FILE
-    if not path.is_file():
-        return {}
-    tensors = load_file(path)
-    found = {}
-    for name in sorted(tensors):
-        order, stage, part = name.split(".")
-        if part == "label":
-            pair = (tensors[name], tensors[f"{order}.{stage}.keep"])
-            side = tensors[name].shape[-2]  # labels are square
-            label, keep = (np.unpackbits(b, axis=-1, count=side).astype(bool) for b in pair)
-            found[stage] = (label, keep)
-    return found
 
 
 def score_labels(job: Mapping[str, Any]) -> None:

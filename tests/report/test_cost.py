@@ -103,7 +103,7 @@ def test_changed_values_are_counted_per_tensor(tmp_path: Path) -> None:
 def test_a_damaged_model_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00{nope")
-    with pytest.raises(StoreSchemaError, match="damaged model"):
+    with pytest.raises(StoreSchemaError, match="damaged tensors"):
         changed_values(path, path)
 
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 from sfuda_bench.errors import UsageError
 from sfuda_bench.frames import read_parquet
 from sfuda_bench.running import recording
-from sfuda_bench.running.funnel import funnel_values, read_pseudo_labels, write_pseudo_labels
+from sfuda_bench.running.funnel import funnel_values, write_pseudo_labels
+from sfuda_bench.running.label_files import read_pseudo_labels
 from sfuda_bench.running.plan import scoring_todo
 from sfuda_bench.running.request import RECORDS, check_records
 from sfuda_bench.running.train_scores import profile_dice as dice_of
