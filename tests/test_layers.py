@@ -244,8 +244,8 @@ def test_presets_name_methods_and_the_core_reads_them_as_data() -> None:
 # -- what must start fast ---------------------------------------------------------------------
 
 LIGHT = ["report/*.py", "frames.py", "tensors.py", "progress.py", "cli.py", "settings.py",
-         "selectors.py", "registry.py", "tunable.py", "errors.py", "running/store.py", "running/request.py",
-         "running/cards.py", "networks/registry.py", "methods/__init__.py",
+         "selectors.py", "registry.py", "tunable.py", "errors.py", "running/store.py",
+         "running/request.py", "running/cards.py", "networks/registry.py", "methods/__init__.py",
          "datasets/__init__.py"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "segmentation_models_pytorch", "timm", "safetensors"}
 
