@@ -210,7 +210,7 @@ def run_ablation(
     merged, plans = plan_ablation(ablation, flags)
     for warning in merged.warnings:
         progress.note(f"warning: {warning}")
-    execute(merged, progress, pool)
+    execute(merged, progress, pool, remember=False)
     folder = flags.out / "studies" / ablation.name
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(find_study(given), folder / "study.toml")
