@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -314,7 +314,7 @@ _LISTS = {
 
 def _report(arguments: argparse.Namespace) -> int:
     tables = _tables(arguments.out, arguments.selection, None, show=not arguments.json)
-    drawn = _drawn(arguments, tables.compared)
+    drawn = _drawn(arguments, tables)
     if arguments.json:
         written = {"tables": list(tables.paths), **drawn}
         names = {kind: [str(path) for path in found] for kind, found in written.items()}
@@ -322,7 +322,7 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _drawn(arguments: argparse.Namespace, compared: Mapping[str, Any]) -> dict[str, list[Path]]:
+def _drawn(arguments: argparse.Namespace, tables: Written) -> dict[str, list[Path]]:
     """Write the figures and the page that were asked for; the page needs the figures."""
     from sfuda_bench.report.figures import write_figures
     from sfuda_bench.report.html import write_html
@@ -336,7 +336,9 @@ def _drawn(arguments: argparse.Namespace, compared: Mapping[str, Any]) -> dict[s
 
         gallery = {"gallery": write_gallery(arguments.out, arguments.selection, note=note)}
     if arguments.html:
-        page = write_html(arguments.out, arguments.selection, note, compared)
+        page = write_html(
+            arguments.out, arguments.selection, note, tables.compared, tables.rankings
+        )
         _note(f"page: {page}")
         return {**gallery, "html": [page]}
     if arguments.figures:

@@ -14,6 +14,7 @@ from typing import Any
 from sfuda_bench.report.comparison import Comparison, Scores
 from sfuda_bench.report.figures import Note, SavedFigure, save_figures
 from sfuda_bench.report.html_data import ReportData, report_data
+from sfuda_bench.report.plain import PlainTable
 from sfuda_bench.report.style import slug
 from sfuda_bench.running.store import write_bytes
 
@@ -25,6 +26,7 @@ def write_html(
     selection: str = "last",
     note: Note | None = None,
     compared: Mapping[str, tuple[Scores, Comparison]] | None = None,
+    rankings: Iterable[PlainTable] | None = None,
 ) -> Path:
     """Write ``DIR/report.html`` and the figures in it; equal records give equal bytes.
 
@@ -36,6 +38,7 @@ def write_html(
         selection: Which epoch counts; any but ``last`` is named in the file name.
         note: Told the name of each figure before it is drawn.
         compared: From ``comparison.compare_store``, if it was called before.
+        rankings: From ``ranking_table.ranking_tables``, likewise.
 
     Returns:
         The file.
@@ -44,7 +47,7 @@ def write_html(
         UsageError: There is no store, or nothing comparable in it.
         StoreSchemaError: It has another schema or is damaged.
     """
-    data = report_data(out, selection, compared)
+    data = report_data(out, selection, compared, rankings)
     scored = any(detail["state"] == "finished" for detail in data.cells.values())
     figures = save_figures(out, selection, note=note) if scored else []
     chosen = "" if selection == "last" else f"-{slug(selection)}"

@@ -22,7 +22,7 @@ from sfuda_bench.report.comparison import (
 from sfuda_bench.report.extra import extra_tables
 from sfuda_bench.report.figures_data import DEFAULT_PROFILE
 from sfuda_bench.report.harm import evidence, harm, harm_table
-from sfuda_bench.report.plain import printed
+from sfuda_bench.report.plain import PlainTable, printed
 from sfuda_bench.report.ranking_table import ranking_tables
 from sfuda_bench.report.records import (
     AskedCell,
@@ -145,6 +145,7 @@ def report_data(
     out: Path,
     selection: str = "last",
     compared: Mapping[str, tuple[Scores, Comparison]] | None = None,
+    rankings: Iterable[PlainTable] | None = None,
 ) -> ReportData:
     """Collect what the page shows.
 
@@ -152,6 +153,7 @@ def report_data(
         out: The store.
         selection: Which epoch counts in the tables.
         compared: From ``comparison.compare_store``, if it was called before.
+        rankings: From ``ranking_table.ranking_tables``, likewise.
 
     Raises:
         UsageError: There is no store, or nothing comparable in it.
@@ -186,12 +188,14 @@ def report_data(
         unfinished=tuple(unfinished),
         other_failures=tuple(f for f in failures if f["folder"] not in folders),
         counts={state: states.count(state) for state in _STATES if state in states},
-        further=tuple(_further(read_scope(out, selection), compared)),
+        further=tuple(_further(read_scope(out, selection), compared, rankings)),
     )
 
 
 def _further(
-    scope: Scope, compared: Mapping[str, tuple[Scores, Comparison]]
+    scope: Scope,
+    compared: Mapping[str, tuple[Scores, Comparison]],
+    rankings: Iterable[PlainTable] | None,
 ) -> Iterator[FurtherTable]:
     tables, _ = extra_tables(scope)
     for profile, (scores, comparison) in compared.items():
@@ -201,7 +205,9 @@ def _further(
         harmed = harm(scores)
         if not harmed.empty:
             tables.append(harm_table(harmed, scores, file_name("harm", profile, scope.selection)))
-    tables += ranking_tables({name: scores for name, (scores, _) in compared.items()})
+    if rankings is None:
+        rankings = ranking_tables({name: scores for name, (scores, _) in compared.items()})
+    tables += rankings
     for table in tables:
         headers, rows = printed(table)
         texts = tuple(tuple(row) for row in rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from sfuda_bench.report.comparison import (
     pair_text,
     panels,
 )
-from sfuda_bench.report.plain import PlainColumn, PlainTable, Value, write_plain
+from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
 from sfuda_bench.report.ranking import RERANKINGS, SCHEMES, Ranking, rank_panel
 
 _FEWEST = 2  # methods without target labels that a ranking needs
@@ -63,14 +62,6 @@ def ranking_table(scores: Scores, name: str) -> PlainTable | None:
     )
     title = "Rankings in three schemes, and how stable they are."
     return PlainTable(name, title, caption, _COLUMNS, tuple(rows), keys=3)
-
-
-def write_rankings(out: Path, scores: Mapping[str, Scores]) -> list[Path]:
-    """Write ``DIR/tables/ranking-<profile>.*`` for every profile that has a ranking."""
-    written: list[Path] = []
-    for table in ranking_tables(scores):
-        written += write_plain(out, table)
-    return written
 
 
 def ranking_tables(scores: Mapping[str, Scores]) -> Iterable[PlainTable]:

@@ -14,7 +14,8 @@ from sfuda_bench.report.comparison import (
 )
 from sfuda_bench.report.extra import write_extra_tables
 from sfuda_bench.report.harm import evidence, write_harm
-from sfuda_bench.report.ranking_table import write_rankings
+from sfuda_bench.report.plain import PlainTable, write_plain
+from sfuda_bench.report.ranking_table import ranking_tables
 from sfuda_bench.report.tables import Evidence, write_tables
 
 
@@ -25,10 +26,12 @@ class Written:
     Attributes:
         paths: Files, main tables first.
         compared: Scores and comparisons by profile.
+        rankings: Tables of rankings, whose bootstrap is not worth doing twice.
     """
 
     paths: tuple[Path, ...]
     compared: Mapping[str, tuple[Scores, Comparison]]
+    rankings: tuple[PlainTable, ...] = ()
 
     @property
     def evidence(self) -> dict[str, Evidence]:
@@ -64,6 +67,8 @@ def write_report(
     paths += write_comparisons(out, selection, compared=compared)
     paths += write_harm(out, selection, scores={n: scores for n, (scores, _) in compared.items()})
     tell("rankings")
-    paths += write_rankings(out, {name: scores for name, (scores, _) in compared.items()})
+    rankings = tuple(ranking_tables({name: scores for name, (scores, _) in compared.items()}))
+    for table in rankings:
+        paths += write_plain(out, table)
     paths += write_extra_tables(out, selection)
-    return replace(written, paths=tuple(paths))
+    return replace(written, paths=tuple(paths), rankings=rankings)

@@ -155,11 +155,12 @@ def _run_protocol(
     inference = Inference(**job["inference"])
     precision, seed = job["precision"], inference_seed(job)
     test = ImageSet.load(job["images"]["test"], device)
-    adapt_on = test
+    train = None
     if job["cell"]["protocol"] == "offline":
-        adapt_on = ImageSet.load(job["images"]["train"], device)
+        train = ImageSet.load(job["images"]["train"], device)
+    adapt_on = train or test
     count = count_images(source)
-    recorder = Recorder(job, source, test, staged, device, count)
+    recorder = Recorder(job, source, test, staged, device, count, train)
     task = make_task(job, spec, source, adapt_on, store, device, emit, recorder.observe, count)
     config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
     recorder.observe(0, source)

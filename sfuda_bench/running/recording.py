@@ -70,6 +70,7 @@ class Recorder:
         staged: The folder that becomes the cell's.
         device: Where networks run.
         count: Stands still while something is recorded.
+        train: Target ``train`` images, if they are loaded already.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Recorder:
         staged: Path,
         device: torch.device,
         count: ImageCount,
+        train: ImageSet | None = None,
     ) -> None:
         self.seconds = 0.0
         self._job, self._test, self._staged = job, test, staged
@@ -91,7 +93,7 @@ class Recorder:
         self._validated = (-1, "")
         self._train: ImageSet | None = None
         if self._records & {"validators", "train"}:
-            self._train = ImageSet.load(job["images"]["train"], device)
+            self._train = train or ImageSet.load(job["images"]["train"], device)
         self._validation = self._make_validation(source)
 
     def _make_validation(self, source: nn.Module) -> Validation | None:
