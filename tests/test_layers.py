@@ -29,7 +29,9 @@ PORT_IN_BLOCKS = {
     STAGES: {"sfuda_bench.methods"},  # its functions take the port's tasks and are frozen steps
 }
 NAMES_ALLOWED = {
-    "sfuda_bench/cli.py": "the default of --methods, and examples in help texts",
+    "sfuda_bench/commands/shared.py": "the default of --methods, and examples in help texts",
+    "sfuda_bench/commands/sharing.py": "the methods of the published table",
+    "sfuda_bench/cli.py": "an example in the help text",
     "sfuda_bench/settings.py": "examples in hints",
     "sfuda_bench/setting_layers.py": "examples in hints",
     "sfuda_bench/selectors.py": "examples in hints",
@@ -243,10 +245,10 @@ def test_presets_name_methods_and_the_core_reads_them_as_data() -> None:
 
 # -- what must start fast ---------------------------------------------------------------------
 
-LIGHT = ["report/*.py", "frames.py", "tensors.py", "progress.py", "cli.py", "settings.py",
-         "selectors.py", "registry.py", "tunable.py", "errors.py", "running/store.py",
-         "running/request.py", "running/cards.py", "networks/registry.py", "methods/__init__.py",
-         "datasets/__init__.py"]  # fmt: skip
+LIGHT = ["report/*.py", "frames.py", "tensors.py", "progress.py", "cli.py", "commands/*.py",
+         "settings.py", "selectors.py", "registry.py", "tunable.py", "errors.py",
+         "running/store.py", "running/request.py", "running/cards.py", "networks/registry.py",
+         "methods/__init__.py", "datasets/__init__.py"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "segmentation_models_pytorch", "timm", "safetensors"}
 
 
@@ -301,7 +303,9 @@ ORDER = {
     "setting_layers": 2,
     "running": 3, "frames": 3, "tensors": 3, "progress": 3,
     "report": 4, "search": 4,
-    "cli": 5, "__main__": 5,
+    "contract": 4,
+    "commands": 5,
+    "cli": 6, "__main__": 6,
 }  # fmt: skip
 
 
