@@ -229,8 +229,9 @@ def similarity_head(
     pairs = pair_index(side, side, radius, neighbourhood, border)
     kinds = pair_labels(grid_labels(label, labels["reliable"], (side, side)), pairs)
     decoded = encoder_bn == "adapt" and decoder == "run"
-    curve = []
-    for _ in task.epochs(epochs):
+    curve = torch.zeros(epochs)
+    carried = {"model": model, "head": head, "optimizer": optimizer, "curve": curve}
+    for epoch in task.epochs(epochs, state=carried):
         model.train(encoder_bn == "adapt")
         if encoder_bn == "frozen":
             enable_dropout(model)
@@ -250,10 +251,10 @@ def similarity_head(
             optimizer.step()
             losses.append(loss.detach())
             sizes.append(len(index))
-        curve.append(weighted_mean(losses, sizes))
+        curve[epoch - 1] = weighted_mean(losses, sizes)
     state = {f"head.{name}": value for name, value in head.state_dict().items()}
     state |= {f"model.{name}": value for name, value in model.named_buffers()}
-    return {**state, "loss": torch.tensor(curve, dtype=torch.float32)}
+    return {**state, "loss": curve}
 
 
 @frozen_step(version=1)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __path__ = plugin_path("methods")
 
 Photometric = Literal["none", "dpl", "report"]
+Carried = Mapping[str, Any]
+"""What a loop over epochs carries, by name: tensors, or things with ``state_dict``."""
 PROTOCOLS = ("offline", "transductive", "online", "episodic")
 UPDATES = ("bn_stats", "bn_affine", "whole", "input")
 STRICTNESS = {"area_prior": "S1"}
@@ -120,8 +122,14 @@ class FrozenTask(Protocol):
         """Return the mixed-precision context of this run."""
         ...
 
-    def epochs(self, count: int) -> Iterable[int]:
-        """Yield 1..count, seeding each epoch's streams from the artefact's key."""
+    def epochs(self, count: int, *, state: Carried | None = None) -> Iterable[int]:
+        """Yield 1..count, seeding each epoch's streams from the artefact's key.
+
+        Args:
+            count: Number of epochs.
+            state: All that one epoch hands to the next; a killed step then goes on after its
+                last finished epoch. Without it the step starts over.
+        """
         ...
 
 
@@ -162,13 +170,26 @@ class AdaptationTask(Protocol):
         """
         ...
 
-    def epochs(self, count: int, *, model: nn.Module, optimizer: Any = None) -> Iterable[int]:
+    def epochs(
+        self,
+        count: int,
+        *,
+        model: nn.Module,
+        optimizer: Any = None,
+        state: Carried | None = None,
+    ) -> Iterable[int]:
         """Yield 1..count (a second call goes on counting); the harness seeds and records.
+
+        With an ``optimizer`` or a ``state`` (an empty one counts), the two and ``model`` are
+        declared to be all that one epoch hands to the next: a killed cell then goes on after its
+        last finished epoch, with the same bytes. Without either it starts over.
 
         Args:
             count: Number of epochs.
             model: The network being adapted; it is observed at each epoch's end.
-            optimizer: Its optimiser, for checkpoints; a killed cell starts over so far.
+            optimizer: Its optimiser.
+            state: What else is handed on: other networks, tensors that are updated in place, or
+                anything with ``state_dict`` and ``load_state_dict``.
         """
         ...
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,14 @@ class ImageCount:
             "forward_images": self.forward - before.forward,
             "backward_images": self.backward - before.backward,
         }
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the numbers, for checkpoints."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take the numbers back."""
+        self.forward, self.backward = state["forward"], state["backward"]
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -17,11 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfuda_bench.errors import StoreSchemaError, UsageError
+from sfuda_bench.methods import Carried
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.checkpoint import Checkpoints
 from sfuda_bench.running.counting import ImageCount
 from sfuda_bench.running.keys import derive_seed, digest
 from sfuda_bench.running.runtime import autocast
-from sfuda_bench.running.store import Store, write_json
+from sfuda_bench.running.seals import check_listed_file
+from sfuda_bench.running.store import Store, write_json, write_sealed
 from sfuda_bench.running.streams import Streams, forked
 from sfuda_bench.running.target import TargetImages
 
@@ -70,6 +73,8 @@ class FrozenContext:
     streams: Streams
     emit: Callable[[str, int, int], None]
     stage: str
+    count: ImageCount
+    checkpoints: Checkpoints | None = None
 
     @property
     def source_model(self) -> SegmentationNetwork:
@@ -80,12 +85,18 @@ class FrozenContext:
         """Return the mixed-precision context of this run."""
         return autocast(self.device, self.precision)
 
-    def epochs(self, count: int) -> Iterator[int]:
+    def epochs(self, count: int, *, state: Carried | None = None) -> Iterator[int]:
         """Yield 1..count, seeding each epoch's streams from the artefact's key."""
-        for epoch in range(1, count + 1):
+        checkpoints = None if state is None else self.checkpoints
+        parts: dict[str, Any] = {"streams": self.streams, "count": self.count}
+        parts |= {f"state.{name}": part for name, part in (state or {}).items()}
+        done = 0 if checkpoints is None else checkpoints.begin(parts)
+        for epoch in range(done + 1, count + 1):
             self.streams.begin(epoch)
             self.emit(self.stage, epoch, count)
             yield epoch
+            if checkpoints is not None:
+                checkpoints.offer(epoch, parts)
 
 
 @dataclass
@@ -101,6 +112,8 @@ class ArtefactCache:
         precision: Autocast precision.
         emit: Progress callback.
         count: Images through the source model and its copies.
+        checkpoints: Makes the checkpoints of an artefact's key.
+        check_inputs: Raises when a method has changed what artefacts are computed from.
     """
 
     store: Store
@@ -112,6 +125,8 @@ class ArtefactCache:
     emit: Callable[[str, int, int], None]
     count: ImageCount = field(default_factory=ImageCount)
     computed: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: Callable[[str], Checkpoints] | None = None
+    check_inputs: Callable[[], None] = lambda: None
 
     def get(
         self, function: Callable[..., dict[str, Tensor]], parameters: Mapping[str, Any]
@@ -131,6 +146,7 @@ class ArtefactCache:
                 if not (folder / "meta.json").is_file():
                     self._compute(function, parameters, key, folder)
                 self.store.clear_attempt(key)
+        check_listed_file(folder / "tensors.safetensors")
         return FrozenArtefact(key, folder / "tensors.safetensors", self.device)
 
     def key_fields(
@@ -171,6 +187,7 @@ class ArtefactCache:
         key: str,
         folder: Path,
     ) -> None:
+        self.check_inputs()
         stage = function.__name__.replace("_", " ")
         # Variants of a step (other radius, attention, ...) see the same augmentations.
         shared = digest({"frozen": function.__name__, **self.base})
@@ -183,6 +200,8 @@ class ArtefactCache:
             streams=target.streams,
             emit=self.emit,
             stage=stage,
+            count=self.count,
+            checkpoints=None if self.checkpoints is None else self.checkpoints(key),
         )
         self.emit(stage, 0, 0)
         started, before = time.monotonic(), self.count.copy()
@@ -197,6 +216,6 @@ class ArtefactCache:
         save_file(tensors, staged / "tensors.safetensors")
         write_json(staged / "meta.json", self.key_fields(function, parameters))
         seconds = round(time.monotonic() - started, 3)
-        write_json(staged / "cost.json", {"seconds": seconds, **self.count.since(before)})
+        write_sealed(staged / "cost.json", {"seconds": seconds, **self.count.since(before)})
         self.computed.append({"name": function.__name__, "key": key, "seconds": seconds})
         self.store.commit(staged, folder)

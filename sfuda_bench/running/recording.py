@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from sfuda_bench.frames import write_parquet
+from sfuda_bench.images.packed import load_pack
 from sfuda_bench.images.resident import ResidentImages
 from sfuda_bench.running.counting import ImageCount
+from sfuda_bench.running.firewall import barred, lifted
 from sfuda_bench.running.keys import derive_seed, digest, model_sha256
 from sfuda_bench.running.predict import predict, write_predictions
-from sfuda_bench.running.store import read_json
+from sfuda_bench.running.store import read_json, sync_tree
 from sfuda_bench.running.streams import forked
 from sfuda_bench.running.validation import Validation
 from sfuda_bench.settings import Inference
@@ -40,6 +42,11 @@ _UNADAPTED: WeakKeyDictionary[Validation, list[Row]] = WeakKeyDictionary()
 """The values of the unadapted source models, epoch 0 of every cell."""
 
 
+def forget_sources() -> None:
+    """Forget what was computed from images that a method has changed since."""
+    _SOURCES.clear()
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """A packed split without masks and without file names: (N, 3, S, S) uint8 and opaque ids."""
@@ -51,8 +58,33 @@ class ImageSet:
     @classmethod
     def load(cls, paths: Mapping[str, Any], device: torch.device) -> ImageSet:
         """Move one packed split to the device; its larger copy stays in the file."""
-        images = ResidentImages(np.load(paths["images"]), device).images
+        images = ResidentImages(np.array(load_pack(Path(paths["images"]))), device).images
         return cls(images, tuple(paths["ids"]), Path(paths["large"]) if "large" in paths else None)
+
+
+@dataclass(frozen=True)
+class LateImages:
+    """A packed split that is read when it is predicted; nothing keeps it before that.
+
+    What adapts offline must not meet test images, neither in memory nor by their file's name.
+    """
+
+    paths: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Opaque ids, in packed order."""
+        return tuple(self.paths["ids"])
+
+    def load(self) -> ImageSet:
+        """Read the split."""
+        with lifted():
+            return ImageSet.load(self.paths, self.device)
+
+    def closed(self) -> AbstractContextManager[None]:
+        """Return a context in which an adapt worker refuses to open the file."""
+        return barred(self.paths["images"])
 
 
 def inference_seed(job: Mapping[str, Any]) -> int:
@@ -66,7 +98,7 @@ class Recorder:
     Args:
         job: The cell's job; ``record`` says what is kept.
         source: The unadapted source model.
-        test: Target test images.
+        test: Target test images; read for each look at them.
         staged: The folder that becomes the cell's.
         device: Where networks run.
         count: Stands still while something is recorded.
@@ -77,7 +109,7 @@ class Recorder:
         self,
         job: Mapping[str, Any],
         source: nn.Module,
-        test: ImageSet,
+        test: LateImages,
         staged: Path,
         device: torch.device,
         count: ImageCount,
@@ -91,6 +123,7 @@ class Recorder:
         self._seed = inference_seed(job)
         self._rows: dict[int, list[Row]] = {}
         self._validated = (-1, "")
+        self._unsynced: list[Path] = []
         self._train: ImageSet | None = None
         if self._records & {"validators", "train"}:
             self._train = train or ImageSet.load(job["images"]["train"], device)
@@ -126,7 +159,7 @@ class Recorder:
         """Look at a model at the end of an epoch; epoch 0 is the unadapted source model."""
         with self.aside():
             if "epochs" in self._records:
-                self._keep_epoch(epoch, self._predict(model, self._test))
+                self._keep_epoch(epoch, self._predict(model, self._test.load()))
             if "epochs" in self._records or epoch == 0:
                 self._validate(epoch, model)
 
@@ -149,6 +182,17 @@ class Recorder:
             if self._validation is not None:
                 write_parquet(self._frame(), self._staged / "validators.parquet")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen so far, for checkpoints; the epochs' files are on disk by then."""
+        while self._unsynced:
+            sync_tree(self._unsynced.pop())
+        return {"rows": self._rows, "validated": self._validated}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what was seen."""
+        self._rows = state["rows"]
+        self._validated = state["validated"]
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Leave the random state and the method's cost as they are found."""
@@ -166,6 +210,7 @@ class Recorder:
     def _keep_epoch(self, epoch: int, codes: Codes) -> None:
         folder = self._staged / "predictions" / f"epoch-{epoch:03d}"
         write_predictions(folder, self._test.ids, codes)
+        self._unsynced.append(folder)
 
     def _predict(self, model: nn.Module, images: ImageSet) -> Codes:
         return predict(model, images.images, self._inference, self._job["precision"], self._seed)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -35,6 +36,14 @@ class Streams:
         self._calls.clear()
         torch.manual_seed(derive_seed(self._key, "dropout", epoch))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the streams are, for checkpoints."""
+        return {"epoch": self._epoch, "calls": dict(self._calls)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where the streams were."""
+        self._epoch, self._calls = state["epoch"], Counter(state["calls"])
+
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a fresh generator of ``order`` or ``augment`` in this epoch."""
         self._calls[name] += 1
@@ -48,5 +57,8 @@ def forked(seed: int) -> Iterator[None]:
     """Run a block under its own global seed and restore the generators afterwards."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # Without a GPU torch.manual_seed would note a stack trace for one that may come: 1 ms.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfuda_bench.errors import UsageError
+from sfuda_bench.methods import Carried
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.checkpoint import Checkpoints, Stateful
 from sfuda_bench.running.frozen import ArtefactCache, FrozenArtefact
 from sfuda_bench.running.runtime import autocast
 from sfuda_bench.running.target import TargetImages
@@ -32,6 +35,8 @@ class Task:
         observe: Called with (epoch, model) at each epoch's end; it must change nothing.
         keep_labels: Keep the pseudo-labels that the method hands in.
         emit: Progress callback (stage, epoch, epochs).
+        checkpoints: Where finished epochs are kept until the cell is committed.
+        carried: What of the harness goes on from a checkpoint, besides the task's own records.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Task:
         observe: Observer,
         emit: Callable[[str, int, int], None],
         keep_labels: bool = False,
+        checkpoints: Checkpoints | None = None,
+        carried: Mapping[str, Stateful] | None = None,
     ) -> None:
         self.source_model = source_model
         self.target = target
@@ -59,6 +66,8 @@ class Task:
         self.used: list[str] = []
         self.labels: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
         self._keep_labels = keep_labels
+        self._checkpoints = checkpoints
+        self._carried = dict(carried or {})
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the mixed-precision context of this run."""
@@ -73,20 +82,40 @@ class Task:
         return artefact
 
     def epochs(
-        self, count: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+        self,
+        count: int,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        state: Carried | None = None,
     ) -> Iterator[int]:
         """Yield 1..count (a second call goes on counting); each epoch is seeded and observed.
 
         Raises:
             FloatingPointError: A weight or buffer of ``model`` is no longer finite.
         """
-        for epoch in range(self._epoch + 1, self._epoch + count + 1):
+        last = self._epoch + count
+        parts = self._parts(model, optimizer, state)
+        if parts and self._checkpoints is not None:
+            self._epoch = self._checkpoints.begin(parts) or self._epoch
+        for epoch in range(self._epoch + 1, last + 1):
             self._epoch = epoch
             self.target.streams.begin(epoch)
             self._emit("adapting", epoch, count)
             yield epoch
             check_finite(model)
             self._observe(epoch, model)
+            if parts and self._checkpoints is not None:
+                self._checkpoints.offer(epoch, parts)
+
+    def _parts(self, model: nn.Module, optimizer: Any, state: Carried | None) -> dict[str, Any]:
+        """Return all that an epoch hands to the next; nothing when the method does not say."""
+        if optimizer is None and state is None:
+            return {}
+        parts = {"model": model, "records": _Records(self), **self._carried}
+        if optimizer is not None:
+            parts["optimizer"] = optimizer
+        return parts | {f"state.{name}": part for name, part in (state or {}).items()}
 
     def track(self, **values: float) -> None:
         """Record label-free scalars for the current epoch."""
@@ -125,6 +154,26 @@ class Task:
     def last_epoch(self) -> int:
         """Number of the last epoch (0 when nothing was trained in epochs)."""
         return self._epoch
+
+
+@dataclass
+class _Records:
+    """What a task has recorded so far, as a part of checkpoints."""
+
+    task: Task
+
+    def state_dict(self) -> dict[str, Any]:
+        labels = {
+            stage: (torch.from_numpy(label), torch.from_numpy(keep))
+            for stage, (label, keep) in self.task.labels.items()
+        }
+        return {"curve": self.task.curve, "labels": labels}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.task.curve = state["curve"]
+        self.task.labels = {
+            stage: (label.numpy(), keep.numpy()) for stage, (label, keep) in state["labels"].items()
+        }
 
 
 def _name(computed: Mapping[str, Any]) -> str:
