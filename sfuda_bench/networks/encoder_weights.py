@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 from huggingface_hub import get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from segmentation_models_pytorch.encoders import encoders as _encoders
 from torch import Tensor, nn
 
@@ -130,6 +131,17 @@ def require_pretrained(encoder: str, weights: str = "imagenet") -> None:
             "server that has them does not answer",
             hint=_OFFLINE_HINT,
         )
+
+
+def cached_weights(encoder: str, weights: str = "imagenet") -> tuple[str, bool]:
+    """Return the folder where pre-trained weights are looked for, and whether they are there.
+
+    Raises:
+        UsageError: The library has no such weights for this encoder.
+    """
+    repository, revision = _repository(encoder, weights)
+    found = try_to_load_from_cache(repository, _FILE, revision=revision)
+    return str(HF_HUB_CACHE), isinstance(found, str)
 
 
 def _repository(encoder: str, weights: str) -> tuple[str, str | None]:

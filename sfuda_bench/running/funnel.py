@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from sfuda_bench.frames import write_parquet
+from sfuda_bench.frames import write_scored
 from sfuda_bench.running.label_files import FILE, read_pseudo_labels
 from sfuda_bench.running.score import masks_of_job
-from sfuda_bench.running.store import write_json
 from sfuda_bench.scoring.codes import STRUCTURES
 
 Array = np.ndarray[Any, Any]
@@ -54,8 +53,9 @@ def score_labels(job: Mapping[str, Any]) -> None:
                 rows.append({"stage": stage, "order": order, "image": image} | found)
                 rows[-1]["structure"] = structure
     columns = ["stage", "order", "image", "structure", *_VALUES]
-    write_parquet(pd.DataFrame(rows, columns=columns), cell_dir / "funnel.parquet")
-    write_json(cell_dir / job["record"], {"score_key": job["key"], "oracle": True})
+    frame = pd.DataFrame(rows, columns=columns)
+    fields = {"score_key": job["key"], "oracle": True}
+    write_scored(cell_dir / job["record"], fields, {"funnel.parquet": frame})
 
 
 _VALUES = ("coverage", "purity", "dice", "area_bias")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from sfuda_bench.errors import StoreSchemaError
-from sfuda_bench.frames import frame_digest, read_parquet, write_parquet
+from sfuda_bench.frames import frame_digest, read_parquet, write_scored
+from sfuda_bench.images.packed import load_pack, stems_of
 from sfuda_bench.running.keys import digest
 from sfuda_bench.running.predict import read_predictions
-from sfuda_bench.running.store import read_json, write_json
+from sfuda_bench.running.store import read_json, write_sealed
 from sfuda_bench.scoring.profiles import Profile, get_profile
 from sfuda_bench.scoring.scorer import (
     SCORER_VERSION,
@@ -83,6 +83,7 @@ def score_cell(job: Mapping[str, Any]) -> None:
 
     cases, eyes = scores(cell_dir / "predictions")
     parts = [(cases.assign(selection="last"), eyes.assign(selection="last"))]
+    frames: dict[str, pd.DataFrame] = {}
     if cell["tracked"]:
         epochs = {
             int(folder.name.removeprefix("epoch-")): scores(folder)
@@ -92,13 +93,10 @@ def score_cell(job: Mapping[str, Any]) -> None:
         parts += _label_free(epochs, cell_dir)
         curves = [case.assign(epoch=epoch) for epoch, (case, _) in sorted(epochs.items())]
         columns = ["epoch", "structure", "image", "dice"]
-        frame = pd.concat(curves)[columns].reset_index(drop=True)
-        write_parquet(frame, cell_dir / f"epochs-{profile.name}.parquet")
+        frames["epochs"] = pd.concat(curves)[columns].reset_index(drop=True)
     identity = {name: cell[name] for name in _IDENTITY}
-    all_cases = _with_identity(pd.concat([case for case, _ in parts]), identity)
-    all_eyes = _with_identity(pd.concat([eye for _, eye in parts]), identity)
-    write_parquet(all_cases, cell_dir / f"cases-{profile.name}.parquet")
-    write_parquet(all_eyes, cell_dir / f"eyes-{profile.name}.parquet")
+    frames["cases"] = _with_identity(pd.concat([case for case, _ in parts]), identity)
+    frames["eyes"] = _with_identity(pd.concat([eye for _, eye in parts]), identity)
     mask_digest = job["masks"]["digest"]
     average_last = job["average_last"] if cell["tracked"] else None
     record = {
@@ -110,9 +108,11 @@ def score_cell(job: Mapping[str, Any]) -> None:
         "mask_digest": mask_digest,
         "average_last": average_last,
         "score_key": score_key(cell["key"], mask_digest, profile, job["engine"], average_last),
-        "digest": frame_digest(all_cases),
+        "digest": frame_digest(frames["cases"]),
+        "digests": {name: frame_digest(frame) for name, frame in frames.items()},
     }
-    write_json(cell_dir / f"scores-{profile.name}.json", record)
+    files = {f"{name}-{profile.name}.parquet": frame for name, frame in frames.items()}
+    write_scored(cell_dir / f"scores-{profile.name}.json", record, files)
 
 
 def _selections(
@@ -160,7 +160,7 @@ def _label_free(
     if set(PRIMARY) <= set(names):
         names.append(PRIMARY_NAME)
     chosen = {f"label-free:{name}": choose(values, name) for name in names}
-    write_json(cell_dir / "selections.json", chosen)
+    write_sealed(cell_dir / "selections.json", chosen)
     return [
         (epochs[epoch][0].assign(selection=name), epochs[epoch][1].assign(selection=name))
         for name, epoch in chosen.items()
@@ -171,10 +171,8 @@ def masks_of_job(
     job: Mapping[str, Any],
 ) -> tuple[np.ndarray[Any, Any], tuple[str, ...], list[str]]:
     """Return packed masks, ids and file names of a scoring job, all in packed order."""
-    masks = np.load(job["masks"]["masks"], mmap_mode="r")
-    names = json.loads(Path(job["masks"]["names"]).read_text("utf-8"))
     ids = tuple(job["masks"]["ids"])
-    return masks, ids, [names[name] for name in ids]
+    return load_pack(Path(job["masks"]["masks"])), ids, stems_of(Path(job["masks"]["names"]), ids)
 
 
 def _with_identity(frame: pd.DataFrame, identity: Mapping[str, Any]) -> pd.DataFrame:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from joblib import Parallel, delayed
 
 from sfuda_bench.errors import UsageError
-from sfuda_bench.frames import frame_digest, write_parquet
+from sfuda_bench.frames import frame_digest, write_scored
+from sfuda_bench.images.packed import load_pack, stems_of
 from sfuda_bench.running.predict import read_predictions
 from sfuda_bench.running.rescore import masks_of
-from sfuda_bench.running.store import Store, read_json, write_json
+from sfuda_bench.running.store import Store, read_json
 from sfuda_bench.scoring.thresholds import (
     CURVE_VERSION,
     expected_calibration_error,
@@ -33,12 +32,9 @@ def write_thresholds(cell_dir: Path, masks: Mapping[str, Any]) -> None:
         masks: ``masks`` and ``names`` (paths), ``ids`` and ``digest`` of its test images, as for
             scoring.
     """
-    truth = np.load(masks["masks"], mmap_mode="r")
-    names = json.loads(Path(masks["names"]).read_text("utf-8"))
-    ids = tuple(masks["ids"])
+    truth, ids = load_pack(Path(masks["masks"])), tuple(masks["ids"])
     codes = read_predictions(cell_dir / "predictions", ids)
-    frame = threshold_curve(codes, truth, [names[name] for name in ids])
-    write_parquet(frame, cell_dir / "thresholds.parquet")
+    frame = threshold_curve(codes, truth, stems_of(Path(masks["names"]), ids))
     record = {
         "cell": read_json(cell_dir / "cell.json")["key"],
         "version": CURVE_VERSION,
@@ -48,8 +44,7 @@ def write_thresholds(cell_dir: Path, masks: Mapping[str, Any]) -> None:
         "ece": expected_calibration_error(codes, truth),
         "digest": frame_digest(frame),
     }
-    # Written last: the frame counts only with its record.
-    write_json(cell_dir / "thresholds.json", record)
+    write_scored(cell_dir / "thresholds.json", record, {"thresholds.parquet": frame})
 
 
 def write_store_thresholds(out: Path, *, jobs: int = 1) -> int:

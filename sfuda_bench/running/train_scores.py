@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sfuda_bench.frames import write_parquet
+from sfuda_bench.frames import write_scored
 from sfuda_bench.running.predict import read_predictions
 from sfuda_bench.running.score import masks_of_job
-from sfuda_bench.running.store import write_json
 from sfuda_bench.scoring import metrics
 from sfuda_bench.scoring.codes import STRUCTURES, upsample
 from sfuda_bench.scoring.profiles import Profile, get_profile
@@ -37,8 +36,8 @@ def score_train(job: Mapping[str, Any]) -> None:
         found = profile_dice(codes, np.asarray(masks[place]), profile)
         rows += [(stem, *pair, "last") for pair in zip(STRUCTURES, found, strict=True)]
     frame = pd.DataFrame(rows, columns=["image", "structure", "dice", "selection"])
-    write_parquet(frame, cell_dir / f"train-{profile.name}.parquet")
-    write_json(cell_dir / job["record"], {"score_key": job["key"], "oracle": True})
+    fields = {"score_key": job["key"], "oracle": True}
+    write_scored(cell_dir / job["record"], fields, {f"train-{profile.name}.parquet": frame})
 
 
 def profile_dice(

@@ -1,0 +1,162 @@
+"""Verification of a store: each kind of damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfuda_bench.cli import main
+from sfuda_bench.running.store import MANIFEST, read_json, write_json
+from sfuda_bench.running.store_check import verify_store
+
+
+@pytest.fixture(scope="module")
+def computed(trained: Any, copy_bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with a cell that recorded epochs, and artefacts."""
+    bench = copy_bench(trained, tmp_path_factory.mktemp("computed"))
+    bench.compute(bench.plan("dpl", record=frozenset({"epochs"})))
+    return Path(bench.out)
+
+
+@pytest.fixture
+def store(computed: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "store"
+    shutil.copytree(computed, out, ignore=shutil.ignore_patterns("packed"))
+    return out
+
+
+def one(store: Path, pattern: str) -> Path:
+    return sorted(store.glob(pattern))[0]
+
+
+def edit(path: Path, **changes: Any) -> None:
+    write_json(path, {**read_json(path), **changes})
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_an_undisturbed_store_is_in_order(store: Path) -> None:
+    verdict = verify_store(store)
+    assert not verdict.mismatches
+    assert not verdict.not_recorded
+    assert verdict.checked["cells"] == 1
+    assert verdict.checked["sources"] == 3
+    assert verdict.checked["artefacts"] >= 1
+    assert verdict.checked["files"] > 10
+
+
+CELL = "cells/*/*/*"
+DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "a bit of a model": (f"{CELL}/model.safetensors", flip, "weights"),
+    "a bit of a source model": ("sources/*/*/model.safetensors", flip, "weights"),
+    "a source model cut short": ("sources/*/*/model.safetensors", cut, "sha256"),
+    "no source model": ("sources/*/*/model.safetensors", Path.unlink, "weights"),
+    "an artefact cut short": ("artefacts/*/*/tensors.safetensors", cut, "sha256"),
+    "a field of an artefact": (
+        "artefacts/*/*/meta.json",
+        lambda path: edit(path, seed=7),
+        "key of its fields",
+    ),
+    "a prediction": (f"{CELL}/predictions/*-cup.png", cut, "prediction"),
+    "a missing prediction": (f"{CELL}/predictions/*-disc.png", Path.unlink, "prediction"),
+    "a missing epoch's prediction": (
+        f"{CELL}/predictions/epoch-001/*-cup.png",
+        Path.unlink,
+        "prediction",
+    ),
+    "scores": (f"{CELL}/cases-standard.parquet", cut, "values"),
+    "missing eyes": (f"{CELL}/eyes-standard.parquet", Path.unlink, "values"),
+    "a score record": (
+        f"{CELL}/scores-standard.json",
+        lambda path: edit(path, mask_digest="0"),
+        "score key",
+    ),
+    "the curve": (f"{CELL}/curve.parquet", cut, "sha256"),
+    "the seed": (f"{CELL}/cell.json", lambda path: edit(path, seed=9), "field 'seed'"),
+    "a setting": (
+        f"{CELL}/cell.json",
+        lambda path: edit(path, config={**read_json(path)["config"], "lr": 9.0}),
+        "setting 'lr'",
+    ),
+    "the key": (f"{CELL}/cell.json", lambda path: edit(path, key="0" * 64), "key of its fields"),
+    "no record": (f"{CELL}/cell.json", Path.unlink, "record"),
+    "a record cut short": (f"{CELL}/cell.json", cut, "record"),
+    "a record with a value that is no number": (
+        "artefacts/*/*/meta.json",
+        lambda path: edit(path, seed=float("nan")),
+        "record",
+    ),
+    "a record that lacks a field": (
+        f"{CELL}/cell.json",
+        lambda path: write_json(path, {"key": "00"}),
+        "record",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_and_named(store: Path, name: str) -> None:
+    pattern, damage, what = DAMAGES[name]
+    path = one(store, pattern)
+    damage(path)
+    found = verify_store(store).mismatches
+    assert any(what in mismatch.what for mismatch in found), found
+    folders = {str(path.parent.relative_to(store)), str(path.relative_to(store))}
+    assert any(mismatch.path.startswith(tuple(folders)) for mismatch in found)
+
+
+def test_a_cell_whose_source_model_is_gone_is_named(store: Path) -> None:
+    shutil.rmtree(store / "sources")
+    (mismatch,) = verify_store(store).mismatches
+    assert mismatch.what == "source model"
+    assert "no such source model" in mismatch.found
+
+
+def test_a_cell_in_another_cells_place_is_named(store: Path) -> None:
+    folder = one(store, CELL)
+    target = folder.parent.with_name("toy_b-toy_a") / folder.name
+    target.parent.mkdir()
+    folder.rename(target)
+    assert {found.what for found in verify_store(store).mismatches} == {"folder of the pair"}
+
+
+def test_what_older_stores_did_not_record_is_counted_and_no_mismatch(store: Path) -> None:
+    for manifest in store.rglob(MANIFEST):
+        manifest.unlink()
+    path = one(store, f"{CELL}/cell.json")
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "key_fields"})
+    verdict = verify_store(store)
+    assert not verdict.mismatches
+    assert verdict.not_recorded["fields of the key"] == 1
+    assert verdict.not_recorded["file digests"] >= 5
+
+
+def test_the_command_has_exit_code_six_and_names_the_file(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(store)]) == 0
+    assert "in order" in capsys.readouterr().out
+    path = one(store, f"{CELL}/model.safetensors")
+    flip(path)
+    assert main(["verify", "--out", str(store)]) == 6
+    assert str(path.relative_to(store)) in capsys.readouterr().out
+    assert main(["verify", str(store), "--json"]) == 6
+    document = json.loads(capsys.readouterr().out)
+    assert not document["ok"] and document["mismatches"]
+
+
+def test_no_store_is_an_error_of_use(tmp_path: Path) -> None:
+    assert main(["verify", str(tmp_path)]) == 2
