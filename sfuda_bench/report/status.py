@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 STATES = ("done", "running", "failed", "todo")
-_ERROR_FIELDS = ("method", "source", "target", "source_seed", "seed", "class", "message", "time")
+_ERROR_FIELDS = (
+    "method",
+    "source",
+    "target",
+    "source_seed",
+    "seed",
+    "failure",
+    "class",
+    "message",
+    "attempts",
+    "time",
+)
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "todo": "dim"}
 
 
@@ -37,8 +48,8 @@ def status(out: Path) -> dict[str, Any]:
         JSON-able: ``out``; ``planned`` (whether a plan was found); ``total`` (counts by
         state: ``done``, ``running``, ``failed``, ``todo``); ``methods`` and ``pairs`` in table
         order; ``matrix``, one entry per method and pair with the same counts; ``failures``
-        with class, message, time and the folder of the log; ``sources``, the finished source
-        models by domain and short key.
+        with ``failure`` (the kind), ``class``, ``message``, ``attempts``, ``time`` and the paths
+        ``folder`` and ``log``; ``sources``, the finished source models by domain and short key.
 
     Raises:
         UsageError: There is no store.
@@ -121,10 +132,12 @@ def _failure_lines(failures: Sequence[Mapping[str, Any]]) -> list[str]:
     for failure in failures:
         target = "" if failure["target"] is None else f" → {failure['target']}"
         seed = "" if failure["seed"] is None else f", seed {failure['seed']}"
+        tries = "" if failure["attempts"] in (1, "?") else f", {failure['attempts']} attempts"
         lines.append(
             f"{failure['method']} {failure['source']}{target} "
             f"(source seed {failure['source_seed']}{seed}): "
-            f"{failure['class']}: {failure['message']} [{failure['folder']}]"
+            f"{failure['class']}: {failure['message']} "
+            f"[{failure['failure']}{tries}, {failure['log'] or failure['folder']}]"
         )
     return lines
 
@@ -171,7 +184,10 @@ def _failure(attempt: Path) -> dict[str, Any]:
     except StoreSchemaError:  # it is being written, or the disk is full: the state still counts
         error = {"message": "its error.json cannot be read"}
     known = {name: error.get(name, "?") for name in _ERROR_FIELDS}
-    return {**known, "folder": str(attempt)}
+    if known["failure"] == "?":  # written by an earlier version
+        known["failure"], known["attempts"] = "raised", 1
+    log = attempt / "log.txt"
+    return {**known, "folder": str(attempt), "log": str(log) if log.is_file() else None}
 
 
 def _other_failures(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 
 from sfuda_bench.errors import DataError, EnvironmentProblem
-from sfuda_bench.running.jobs import SCORING, describe_failure
+from sfuda_bench.running.failures import BLOCKED, Failure, OnError, attempts, record_failure
+from sfuda_bench.running.jobs import SCORING
 from sfuda_bench.running.plan import (
     CellPlan,
     Plan,
@@ -20,11 +21,16 @@ from sfuda_bench.running.plan import (
     record_plan,
     scoring_todo,
 )
-from sfuda_bench.running.pool import Slot, WorkerPool
-from sfuda_bench.running.store import read_json, write_json
+from sfuda_bench.running.pool import Slot, WorkerLike, WorkerPool
+from sfuda_bench.running.runtime import visible_gpus
+from sfuda_bench.running.store import read_json
+from sfuda_bench.running.trace import begin_run
 from sfuda_bench.running.workers import WorkerSettings
 
 _BUSY_PAUSE = 0.5  # seconds before asking again for a key that another process computes
+_STOPPED_SECONDS = 10.0  # a longer gap means that this process itself was stopped
+_BEATS = 4  # signs of life in the time after which a silent process is killed
+_SLOWEST_BEAT = 5.0  # seconds
 
 
 class ProgressSink(Protocol):
@@ -53,13 +59,26 @@ class ProgressSink(Protocol):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did: numbers of cells, and where they are."""
+    """What a run did: numbers of cells, and where they are.
+
+    Attributes:
+        cells: How many were asked for.
+        computed: How many were computed.
+        reused: How many were stored already.
+        failed: All others.
+        out: The store.
+        failures: For each that was not held back: ``cell``, ``key``, ``failure``, ``message``,
+            ``attempts``, ``log`` (relative to the store).
+        not_run: How many of ``failed`` were not tried, because of ``--on-error stop``.
+    """
 
     cells: int
     computed: int
     reused: int
     failed: int
     out: Path
+    failures: tuple[Mapping[str, Any], ...] = ()
+    not_run: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that ``run --json`` prints."""
@@ -68,13 +87,27 @@ class RunSummary:
             "computed": self.computed,
             "reused": self.reused,
             "failed": self.failed,
+            "not_run": self.not_run,
+            "failures": [dict(failure) for failure in self.failures],
             "out": str(self.out),
         }
 
 
 @dataclass
 class Job:
-    """One unit of work in the parent's queue."""
+    """One unit of work in the parent's queue.
+
+    Attributes:
+        id: Key of a cell, or what stands for a source model.
+        role: Of the worker that it needs.
+        payload: What the worker is told.
+        needs: Id of the job that must be done before.
+        cell: The cell, unless it is a source model.
+        started: When its first attempt began, in monotonic seconds; 0 before.
+        not_before: When to try it again.
+        retries: How often it was tried again because ``--on-error`` says so.
+        alone: Whether nothing else may run beside it, since memory ran out.
+    """
 
     id: str
     role: str
@@ -83,6 +116,13 @@ class Job:
     cell: CellPlan | None = None
     started: float = 0.0
     not_before: float = 0.0
+    retries: int = 0
+    alone: bool = False
+
+    @property
+    def scores(self) -> bool:
+        """Whether it scores a stored cell."""
+        return self.payload["kind"] in SCORING
 
 
 def execute(
@@ -111,15 +151,22 @@ def execute(
 
 class _Engine:
     def __init__(self, plan: Plan, progress: ProgressSink, pool: WorkerPool | None = None) -> None:
+        request = plan.request
         self.plan = plan
         self.progress = progress
+        self.on_error = OnError.parse(request.on_error)
         self.pool = pool or WorkerPool()
         self.keep_workers = pool is not None
-        self.slots = self.pool.slots(max(1, plan.request.jobs))
+        gpus = visible_gpus(request.gpus, request.device)
+        self.slots = self.pool.slots(request.at_once, gpus)
         self.queue: list[Job] = []
         self.unfinished: set[str] = set()
-        self.broken: dict[str, str] = {}
+        self.broken: dict[str, Failure] = {}
         self.status: dict[str, str] = {}
+        self.failures: list[Mapping[str, Any]] = []
+        self.stopped = False
+        self.not_run: set[str] = set()
+        self.looked = monotonic()
 
     def run(self) -> RunSummary:
         self._enqueue()
@@ -134,19 +181,22 @@ class _Engine:
         self.progress.start([(_source_id(s), "source model", s.domain) for s in sources])
         for source in sources:
             if source.blocked:
-                self.broken[_source_id(source)] = source.blocked
-                self.progress.failed(_source_id(source), source.blocked)
+                self._fail(_source_job(source), _blocked(source.blocked))
         self._drain()
+        failed = len(self.broken) + len(self.not_run)
         return RunSummary(
             cells=len(self.plan.sources),
-            computed=len(sources) - len(self.broken),
+            computed=len(sources) - failed,
             reused=len(self.plan.sources) - len(sources),
-            failed=len(self.broken),
+            failed=failed,
             out=self.plan.request.out,
+            failures=tuple(self.failures),
+            not_run=len(self.not_run),
         )
 
     def _drain(self) -> None:
         """Work until the queue is empty; stop the workers whatever happens."""
+        begin_run(self.plan.store.root)
         try:
             while self.queue or any(slot.job for slot in self.slots):
                 self._dispatch()
@@ -178,42 +228,57 @@ class _Engine:
             if cell.state == "done":
                 self._cell_stored(cell, "reused", 0.0)
             elif cell.state == "blocked":
-                self._cell_failed(cell, cell.reason)
+                job = Job(cell.key, cell.role, dict(cell.job), cell=cell)
+                self._fail(job, _blocked(cell.reason))
 
     def _next(self) -> Job | None:
+        """Take the first job that can start now; one that must be alone comes after all others."""
+        running = [slot.job for slot in self.slots if slot.job is not None]
+        if any(job.alone for job in running):
+            return None
         now = monotonic()
-        for position, job in enumerate(self.queue):
-            if job.needs not in self.unfinished and job.not_before <= now:
-                return self.queue.pop(position)
-        return None
+        ready = [j for j in self.queue if j.needs not in self.unfinished and j.not_before <= now]
+        together = [job for job in ready if not job.alone]
+        chosen = together or ([] if running else ready)
+        if not chosen:
+            return None
+        self.queue.remove(chosen[0])
+        return chosen[0]
 
     def _dispatch(self) -> None:
         for slot in self.slots:
             while slot.job is None and (job := self._next()) is not None:
-                if job.needs in self.broken:
-                    self._fail(job, f"its source model failed: {self.broken[job.needs]}")
+                if (cause := self.broken.get(job.needs)) is not None:
+                    self._fail(job, replace(cause, text=f"its source model failed: {cause.text}"))
                     continue
                 job.started = job.started or monotonic()
                 self._submit(slot, job)
 
     def _submit(self, slot: Slot, job: Job) -> None:
         """Hand a job to the slot's worker."""
-        slot.worker, slot.job = slot.ready(self.settings_of(job.role)), job
+        if job.alone:
+            for other in self.slots:  # idle workers hold memory, too
+                other.stop()
+        slot.worker, slot.job = slot.ready(self.settings_of(job.role, slot.gpu)), job
+        slot.since, slot.heard = None, monotonic()
         try:
             slot.worker.submit(job.payload)
         except OSError:  # it died this instant
             self._worker_died(slot)
 
-    def settings_of(self, role: str) -> WorkerSettings:
+    def settings_of(self, role: str, gpu: str | None = None) -> WorkerSettings:
         """Return what a worker of this run is told."""
         request = self.plan.request
+        beat = min(_SLOWEST_BEAT, request.hang_after / _BEATS or _SLOWEST_BEAT)
         return WorkerSettings(
             role=role,
             out=str(request.out),
-            device=request.device,
+            device=request.device if gpu is None else "cuda",
             threads=max(1, _cores() // len(self.slots)),
             plugins=tuple(str(path) for path in request.plugins),
             forbidden=tuple(str(folder) for folder in self.plan.forbidden),
+            gpu=gpu,
+            beat_seconds=beat,
         )
 
     # -- messages ---------------------------------------------------------------------------
@@ -225,46 +290,91 @@ class _Engine:
                 sleep(_BUSY_PAUSE)
             return
         for connection in wait(list(running), timeout=_BUSY_PAUSE):
-            slot = running[connection]  # type: ignore[index]  # wait returns what it was given
+            slot = running[connection]
             try:
                 message = slot.worker.connection.recv()  # type: ignore[union-attr]  # running
             except (EOFError, OSError):
                 self._worker_died(slot)
                 continue
             self._handle(slot, message)
+        self._end_the_late()
 
     def _handle(self, slot: Slot, message: Mapping[str, Any]) -> None:
-        job = slot.job
-        if job is None:
+        job, worker = slot.job, slot.worker
+        if job is None or worker is None:
             return
-        if message["kind"] == "progress":
-            if job.payload["kind"] not in SCORING:
-                self.progress.update(job.id, message["stage"], message["epoch"], message["epochs"])
+        slot.heard = monotonic()
+        if message["kind"] in ("started", "progress"):
+            slot.since = slot.since or slot.heard
+        if message["kind"] == "waiting":
+            slot.since = None
+            self.progress.note(f"{self._name(job)}: {message['text']}")
+        if message["kind"] == "progress" and not job.scores:
+            self.progress.update(job.id, message["stage"], message["epoch"], message["epochs"])
+        if message["kind"] not in ("done", "failed"):
             return
-        slot.job = None
+        slot.job = slot.worker = None
+        restart = message.get("restart")
+        if restart or message.get("failure") == "oom":  # what ran out of memory may still hold it
+            slot.drop(worker)
+            worker.stop(force=True)
+        if restart:
+            self.progress.note(f"{self._name(job)}: a new worker process starts: {restart}")
         if message["kind"] == "failed":
             self._failed_in_worker(job, message)
-        elif message["status"] == "busy":
+        elif message["status"] != "busy":
+            self._done(job, message["status"])
+        elif not self._held_back(job):
             job.not_before = monotonic() + _BUSY_PAUSE
             self.queue.append(job)
-        else:
-            self._done(job, message["status"])
+
+    def _end_the_late(self) -> None:
+        """Kill workers that have computed for too long, or have been silent for too long."""
+        now, request = monotonic(), self.plan.request
+        gap, self.looked = now - self.looked, now
+        for slot in self.slots:
+            job, worker = slot.job, slot.worker
+            if job is None or worker is None:
+                continue
+            if gap > _STOPPED_SECONDS:  # nobody listened in the meantime
+                slot.heard += gap
+                slot.since = slot.since and slot.since + gap
+            if wait([worker.connection], timeout=0):
+                continue  # it has something to say
+            ran = 0.0 if slot.since is None or job.scores else now - slot.since
+            begun = slot.since is not None or getattr(worker, "starts_at_once", False)
+            if request.timeout and ran > request.timeout:
+                text = f"not finished after {request.timeout:g} s (--timeout)"
+                self._kill(slot, Failure("timeout", text))
+            elif request.hang_after and begun and now - slot.heard > request.hang_after:
+                text = f"no sign of life for {request.hang_after:g} s (--hang-after)"
+                self._kill(slot, Failure("hung", text))
+
+    def _kill(self, slot: Slot, failure: Failure) -> None:
+        """End a worker whose job is given up; first it is asked where in the code it is."""
+        job, worker = slot.job, slot.worker
+        slot.job = slot.worker = None
+        if job is not None and worker is not None:
+            stack = _stack_of(worker)
+            slot.drop(worker)
+            worker.stop(force=True)
+            self._lost(job, failure, stack)
 
     def _worker_died(self, slot: Slot) -> None:
         """Record the loss, drop the worker (a new one starts when needed) and go on."""
         job, worker = slot.job, slot.worker
         slot.job = slot.worker = None
-        if worker is not None:
-            slot.drop(worker)
-            worker.process.join(timeout=5)
-            code = worker.process.exitcode
-            worker.stop(force=True)
-            if job is not None:
-                error = RuntimeError(f"the worker process died (exit code {code})")
-                if job.payload["kind"] not in SCORING:
-                    attempt = self.plan.store.attempt(job.payload["key"])
-                    write_json(attempt / "error.json", describe_failure(job.payload, error))
-                self._fail(job, str(error))
+        if job is None or worker is None:
+            return
+        slot.drop(worker)
+        worker.process.join(timeout=5)
+        code = worker.process.exitcode
+        stack = _stack_of(worker)
+        worker.stop(force=True)
+        failure = Failure("died", f"the worker process died (exit code {code})", exit_code=code)
+        if failure.of_memory:
+            failure = replace(failure, text=f"{failure.text}, perhaps out of memory")
+        self._lost(job, failure, stack)
 
     def _failed_in_worker(self, job: Job, message: Mapping[str, Any]) -> None:
         text = message["message"]
@@ -274,15 +384,78 @@ class _Engine:
             text = f"{text} ({message['hint']})"
         if message["exit_code"] == EnvironmentProblem.exit_code:
             raise EnvironmentProblem(message["message"], hint=message["hint"])
-        self._fail(job, text)
-
-    def _fail(self, job: Job, text: str) -> None:
-        if job.cell is None:
-            self.broken[job.id] = text
-            self.unfinished.discard(job.id)
-            self.progress.failed(job.id, text)
+        kind, certain = message.get("failure", "raised"), message.get("certain", False)
+        failure = Failure(kind, text, certain)
+        if message.get("recorded", True):
+            self._again_or_fail(job, failure)
         else:
-            self._cell_failed(job.cell, text)
+            self._lost(job, failure, message["traceback"], message["class"])
+
+    # -- failures ---------------------------------------------------------------------------
+
+    def _lost(self, job: Job, failure: Failure, stack: str, kind: str = "") -> None:
+        """Record a failure that the worker could not record itself."""
+        if not job.scores:
+            record_failure(self.plan.store, job.payload, failure, stack, kind)
+        self._again_or_fail(job, failure)
+
+    def _again_or_fail(self, job: Job, failure: Failure) -> None:
+        """Queue a job once more, or give it up.
+
+        What lacked memory is tried once more without others beside it, whatever ``--on-error``
+        says; the rest as often as that says. An attempt goes on from the last checkpoint.
+        """
+        if failure.of_memory and not job.alone:
+            job.alone, how = True, "alone"
+        elif failure.of_memory or failure.certain or job.retries >= self.on_error.retries:
+            self._fail(job, failure)
+            return
+        else:
+            job.retries += 1
+            how = f"attempt {job.retries + 1} of {self.on_error.retries + 1}"
+        if self._held_back(job):
+            return
+        self.progress.note(f"{self._name(job)}: {failure.text}; tried again, {how}")
+        job.started = 0.0
+        self.queue.append(job)
+
+    def _fail(self, job: Job, failure: Failure) -> None:
+        tried = self.plan.store.attempt(job.payload["key"])
+        is_own = job.needs not in self.broken and not job.scores
+        self.failures.append(
+            {
+                "cell": self._name(job),
+                "key": job.payload["key"],
+                "failure": failure.kind,
+                "message": failure.text,
+                "attempts": attempts(tried) if is_own else 0,
+                "log": str((tried / "log.txt").relative_to(self.plan.store.root)),
+            }
+        )
+        if job.cell is None:
+            self.broken[job.id] = failure
+            self.unfinished.discard(job.id)
+            self.progress.failed(job.id, failure.text)
+        else:
+            self._cell_failed(job.cell, failure.text)
+        if self.on_error.stop and not self.stopped and failure.kind != BLOCKED:
+            self._stop_early()
+
+    def _stop_early(self) -> None:
+        """Start nothing new. What runs is finished and scored: killing it would save nothing."""
+        self.stopped = True
+        self.queue = [job for job in self.queue if not self._held_back(job)]
+        self.progress.note("--on-error stop: what runs is finished, nothing new is started")
+
+    def _held_back(self, job: Job) -> bool:
+        """Whether a job is not run because another one failed; it is counted then."""
+        if not self.stopped or job.scores or job.needs in self.broken:
+            return False
+        self.not_run.add(job.id)
+        return True
+
+    def _name(self, job: Job) -> str:
+        return job.cell.name if job.cell is not None else f"source model {job.payload['domain']}"
 
     def _cell_failed(self, cell: CellPlan, text: str) -> None:
         self.status[cell.key] = "failed"
@@ -293,7 +466,7 @@ class _Engine:
         if job.cell is None:
             self.unfinished.discard(job.id)
             self.progress.done(job.id, seconds, reused=status == "reused")
-        elif job.payload["kind"] not in SCORING:
+        elif not job.scores:
             self._cell_stored(job.cell, status, seconds)
 
     def _cell_stored(self, cell: CellPlan, status: str, seconds: float) -> None:
@@ -318,7 +491,20 @@ class _Engine:
             reused=values.count("reused"),
             failed=values.count("failed"),
             out=self.plan.request.out,
+            failures=tuple(self.failures),
+            not_run=sum(cell.key in self.not_run for cell in self.plan.cells),
         )
+
+
+def _blocked(reason: str) -> Failure:
+    """Return the failure of what was never tried, because something that it needs is missing."""
+    return Failure(BLOCKED, reason, certain=True)
+
+
+def _stack_of(worker: WorkerLike) -> str:
+    """Return where a worker's process is or was in the code, if it can be asked."""
+    ask = getattr(worker, "stack", None)
+    return "" if ask is None else str(ask())
 
 
 def _cores() -> int:
@@ -336,6 +522,6 @@ def _source_job(source: SourcePlan) -> Job:
     return Job(_source_id(source), "label", dict(source.job))
 
 
-def train_sources(plan: Plan, progress: ProgressSink) -> RunSummary:
+def train_sources(plan: Plan, progress: ProgressSink, pool: WorkerPool | None = None) -> RunSummary:
     """Train the source models that a plan names, and nothing else."""
-    return _Engine(plan, progress).train_sources()
+    return _Engine(plan, progress, pool).train_sources()

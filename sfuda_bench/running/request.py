@@ -20,6 +20,10 @@ RECORDS = {
 """What a cell can keep besides its result; none of it changes the result."""
 
 
+HANG_AFTER = 900.0
+"""Seconds. Nothing that computes, or waits for another's result, is silent this long."""
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """One ``run`` or ``plan`` command.
@@ -41,6 +45,12 @@ class RunRequest:
         keep_models: Store adapted models.
         plugins: Python files that register further plug-ins.
         source_models: (domain, file or key) of source models that are not trained here.
+        checkpoint_every: Seconds between two checkpoints of a long computation.
+        timeout: Seconds that a cell or a source model may take, or ``None``.
+        hang_after: Seconds without a sign of life after which a process is killed; 0: never.
+        on_error: ``"stop"``, ``"continue"`` or ``"retry:N"``.
+        gpus: GPUs to use, as ``CUDA_VISIBLE_DEVICES`` names them; instead of ``jobs``.
+        per_gpu: Cells computed at once on each of ``gpus``.
     """
 
     methods: tuple[str, ...]
@@ -59,6 +69,17 @@ class RunRequest:
     keep_models: bool = True
     plugins: tuple[Path, ...] = ()
     source_models: tuple[tuple[str, str], ...] = ()
+    checkpoint_every: float = 5.0
+    timeout: float | None = None
+    hang_after: float = HANG_AFTER
+    on_error: str = "continue"
+    gpus: tuple[str, ...] = ()
+    per_gpu: int = 1
+
+    @property
+    def at_once(self) -> int:
+        """How many cells are computed at once."""
+        return max(1, len(self.gpus) * self.per_gpu or self.jobs)
 
     @property
     def track(self) -> bool:

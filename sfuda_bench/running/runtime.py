@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from sfuda_bench.errors import EnvironmentProblem
+from sfuda_bench.errors import EnvironmentProblem, UsageError
+from sfuda_bench.running.trace import determinism, run_id
 
 _RECORDED = ("sfuda-bench", "torch", "torchvision", "segmentation-models-pytorch", "numpy", "scipy")
 
@@ -29,6 +32,36 @@ def resolve_device(name: str) -> torch.device:
             hint="use --device cpu, or check the driver with nvidia-smi",
         )
     return torch.device(name)
+
+
+def visible_gpus(asked: Sequence[str], device: str) -> tuple[str, ...]:
+    """Return ``CUDA_VISIBLE_DEVICES`` for a process on each of the GPUs that were asked for.
+
+    Args:
+        asked: Numbers, counted among those that this process sees, or ids such as ``GPU-8932f9``.
+        device: What ``--device`` says.
+
+    Raises:
+        UsageError: One is named twice, or another device is asked for.
+        EnvironmentProblem: There are not that many.
+    """
+    if not asked:
+        return ()
+    text = ",".join(asked)
+    if len(set(asked)) < len(asked) or not all(asked):
+        raise UsageError(f"--gpus {text}: expected different GPUs", hint="--gpus 0,1 --per-gpu 2")
+    if device == "cpu":
+        raise UsageError(f"--gpus {text} excludes --device cpu", hint="--jobs 4 --device cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbers = [int(name) for name in asked if name.isdecimal()]
+    if not count or any(number >= count for number in numbers):
+        raise EnvironmentProblem(
+            f"--gpus {text}: torch {torch.__version__} sees {count or 'no'} CUDA devices",
+            hint="nvidia-smi shows them; without one: --device cpu --jobs 4",
+        )
+    # A scheduler may have hidden some: numbers count what is left.
+    left = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return tuple(left[int(n)] if n.isdecimal() and left else n for n in asked)
 
 
 def resolve_precision(name: str, device_type: str) -> str:
@@ -56,21 +89,30 @@ def configure(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what ``run.json`` records about the machine and the libraries."""
-    versions = {}
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of libraries, read once: parsing the metadata of all takes 10 ms."""
+    found = {}
     for package in _RECORDED:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
+            found[package] = "not installed"
+    return found
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what ``run.json`` records about the machine and the libraries."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "device": f"{device.type} {card}".strip(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
-        "versions": versions,
+        "versions": dict(_versions()),
+        "run": run_id(),
+        "determinism": determinism(),
     }

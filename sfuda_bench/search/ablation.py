@@ -14,6 +14,8 @@ import pandas as pd
 from sfuda_bench.errors import UsageError
 from sfuda_bench.frames import read_parquet
 from sfuda_bench.report.plain import PlainTable, to_markdown
+from sfuda_bench.report.scope import LABEL_CENTER_SENTENCE
+from sfuda_bench.report.severity import find_curves
 from sfuda_bench.running.request import RunRequest
 from sfuda_bench.running.store import read_json
 from sfuda_bench.search import ablation_tables as tables
@@ -27,6 +29,7 @@ from sfuda_bench.search.pictures_effects import (
     interaction_plot,
     shares_plot,
 )
+from sfuda_bench.search.severity import write_severity
 from sfuda_bench.search.toml_file import find_study, read_study_tables
 from sfuda_bench.selectors import parse_methods
 
@@ -49,7 +52,8 @@ class Report:
         name: Of the study.
         folder: Where its tables and pictures lie.
         cells: One line per stored cell: ``row``, ``method``, ``source``, ``target``,
-            ``source_seed``, ``seed``, ``key``, ``digest``, ``synthetic``, ``folder``.
+            ``source_seed``, ``seed``, ``key``, ``digest``, ``synthetic``, ``from_labels``,
+            ``folder``.
         asked: Number of cells asked for.
         frames: Numbers by table name.
         tables: Readable tables, the first one is the answer.
@@ -232,6 +236,7 @@ def report(ablation: Ablation, plans: Sequence[Plan], folder: Path) -> Report:
         writer.scores(profile, drawn=position == 0)
     writer.identity()
     writer.funnel()
+    writer.severity(plans, profiles)
     return Report(
         name=ablation.name,
         folder=folder,
@@ -263,10 +268,11 @@ def _stored(ablation: Ablation, cells: Sequence[Sequence[CellPlan]]) -> pd.DataF
                     "key": cell.key,
                     "digest": str(record["adapted_model_sha256"]),
                     "synthetic": bool(record["synthetic"]),
+                    "from_labels": cell.positions_from_labels,
                     "folder": str(cell.folder),
                 }
             )
-    columns = ["row", "method", *_PLACES, "key", "digest", "synthetic", "folder"]
+    columns = ["row", "method", *_PLACES, "key", "digest", "synthetic", "from_labels", "folder"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -317,7 +323,10 @@ class _Writer:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return (tables.SYNTHETIC_SENTENCE,) if self.synthetic else ()
+        found = [tables.SYNTHETIC_SENTENCE] if self.synthetic else []
+        if self.cells.get("from_labels", pd.Series(dtype=bool)).any():
+            found.append(LABEL_CENTER_SENTENCE)
+        return tuple(found)
 
     def scores(self, profile: str, *, drawn: bool) -> None:
         """Write what follows from the scores of one profile; pictures for the first only."""
@@ -388,6 +397,15 @@ class _Writer:
         table = tables.funnel_table(frame, "funnel", self.marks, self.synthetic)
         self._save(table, frame, shown=False)
         self._picture("funnel", funnel_plot(frame, synthetic=bool(self.synthetic)))
+
+    def severity(self, plans: Sequence[Plan], profiles: Sequence[str]) -> None:
+        """Write curves over severity, if the pairs turn knobs of a generated domain."""
+        if not find_curves(zip(self.cells["source"], self.cells["target"], strict=True)):
+            return
+        names = [row.name for row in self.ablation.rows]
+        tables_found, paths = write_severity(names, plans, self.folder, profiles)
+        self.paths += paths
+        self.tables += tables_found[:1]
 
     def _draw(
         self, found: pd.DataFrame, averages: pd.DataFrame, parts: pd.DataFrame, profile: str

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfuda_bench.errors import CellsFailed, StoreSchemaError, UsageError
-from sfuda_bench.running.request import RunRequest
+from sfuda_bench.running.request import HANG_AFTER, RunRequest
 from sfuda_bench.search.toml_file import build_table, table_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Flags:
         device: ``auto``, ``cpu`` or ``cuda``.
         plugins: Python files that register further plug-ins.
         profiles: Scoring profiles, or ``None`` for the file's.
+        timeout: As in :class:`RunRequest`, like the fields below.
+        hang_after: Seconds.
+        on_error: ``"stop"``, ``"continue"`` or ``"retry:N"``.
+        gpus: GPUs to use, instead of ``jobs``.
+        per_gpu: Cells computed at once on each.
     """
 
     out: Path
@@ -49,6 +54,11 @@ class Flags:
     device: str = "auto"
     plugins: tuple[Path, ...] = ()
     profiles: tuple[str, ...] | None = None
+    timeout: float | None = None
+    hang_after: float = HANG_AFTER
+    on_error: str = "continue"
+    gpus: tuple[str, ...] = ()
+    per_gpu: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +142,11 @@ def base_request(
         keep_models=False,
         plugins=flags.plugins,
         record=record,
+        timeout=flags.timeout,
+        hang_after=flags.hang_after,
+        on_error=flags.on_error,
+        gpus=flags.gpus,
+        per_gpu=flags.per_gpu,
     )
 
 

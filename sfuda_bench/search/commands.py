@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from sfuda_bench.running.engine import ProgressSink
+    from sfuda_bench.running.pool import WorkerPool
     from sfuda_bench.search.results import StudyResult
     from sfuda_bench.search.session import Session
     from sfuda_bench.search.study import Trials
@@ -31,6 +33,7 @@ def run_study(
     *,
     allow_oracle: bool = False,
     storage: str | None = None,
+    pool: WorkerPool | None = None,
 ) -> StudyResult:
     """Run a study file, or go on with it; several processes may do so at once.
 
@@ -40,6 +43,7 @@ def run_study(
         progress: Where progress goes.
         allow_oracle: Whether labels of the judged targets may choose.
         storage: ``postgresql://...``, or ``None`` for the journal in the store.
+        pool: Workers that live on after this call; by default they end with it.
 
     Raises:
         UsageError: Something in the file that cannot be used, or that has changed since trials
@@ -58,7 +62,7 @@ def run_study(
     folder = study_folder(flags.out, file.name)
     Store.open(flags.out)
     trials_storage = open_storage(folder, storage)
-    with lost_server(storage), WorkerPool() as pool:
+    with lost_server(storage), nullcontext(pool) if pool else WorkerPool() as pool:
         session = Session(file, progress, pool)
         for warning in session.plan.warnings:
             progress.note(f"warning: {warning}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def judge_pool(
     profile: str,
     synthetic: bool,
     title: str,
+    remarks: Sequence[str] = (),
 ) -> PoolFindings:
     """Judge every objective on a finished pool and write its files.
 
@@ -69,6 +70,7 @@ def judge_pool(
         profile: Scoring profile.
         synthetic: Whether the images are drawn.
         title: Of the tables.
+        remarks: Further sentences of the captions.
     """
     from sfuda_bench.search.pictures import save
     from sfuda_bench.search.pictures_effects import regret_plot
@@ -77,10 +79,11 @@ def judge_pool(
     cells = _cells(trials, defaults, out, synthetic)
     results = analyse(read_pool(cells, profile))
     over_pairs = summary(results)
-    tables = (
+    drawn = (
         _summary_table(over_pairs, title, synthetic),
         _results_table(results, title, synthetic),
     )
+    tables = tuple(replace(table, caption=(*table.caption, *remarks)) for table in drawn)
     paths: list[Path] = []
     for table, frame in zip(tables, (over_pairs, results), strict=True):
         numbers = frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")

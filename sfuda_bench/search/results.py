@@ -12,8 +12,8 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from sfuda_bench.report.plain import PlainTable, to_csv, to_markdown, write_texts
-from sfuda_bench.report.scope import ORACLE_MARK, SYNTHETIC_MARK
-from sfuda_bench.running.store import write_bytes, write_json
+from sfuda_bench.report.scope import LABEL_CENTER_SENTENCE, ORACLE_MARK, SYNTHETIC_MARK
+from sfuda_bench.running.store import write_bytes, write_sealed
 from sfuda_bench.search.choices import (
     Choice,
     choose,
@@ -163,13 +163,13 @@ class _Writer:
             self._table(trials_table(self.session, found.trials, found.choices))
             self._export(found)
             self._draw(found)
-        write_json(self.folder / "trials.json", {"trials": self._trials_json()})
+        write_sealed(self.folder / "trials.json", {"trials": self._trials_json()})
         pool = self._pool() if self.file.kind == POOL else None
         tables = [comparison, *(pool.tables if pool else ())]
         document = self._document(comparison)
         if pool is not None:
             document["pool"] = pool.to_json()
-        write_json(self.folder / "result.json", document)
+        write_sealed(self.folder / "result.json", document)
         text = "\n".join([*map(to_markdown, tables), *self._sentences()])
         return StudyResult(document, text, document["failed"])
 
@@ -194,6 +194,7 @@ class _Writer:
             profile=self.file.objective.profile,
             synthetic=self.session.synthetic,
             title=f"Pool {self.file.name}: {self.file.question}".removesuffix(": "),
+            remarks=(LABEL_CENTER_SENTENCE,) if self.session.positions_from_labels else (),
         )
         self.paths += found.paths
         return found

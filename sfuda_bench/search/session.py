@@ -45,6 +45,7 @@ class Session:
         self.plan: Plan = _baseline_plan(file)
         self.pairs = list(dict.fromkeys(str(cell.pair) for cell in self.plan.cells))
         self.synthetic = any(cell.job["cell"]["synthetic"] for cell in self.plan.cells)
+        self.positions_from_labels = any(cell.positions_from_labels for cell in self.plan.cells)
         _check_masks(file, self.plan)
         _check_targets(file, self.pairs)
 

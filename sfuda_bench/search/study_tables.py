@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value
-from sfuda_bench.report.scope import ORACLE_MARK, SYNTHETIC_MARK
+from sfuda_bench.report.scope import LABEL_CENTER_SENTENCE, ORACLE_MARK, SYNTHETIC_MARK
 from sfuda_bench.scoring.codes import STRUCTURES
 from sfuda_bench.search.choices import Choice, collapsed
 from sfuda_bench.search.effects import interval_of
@@ -162,6 +162,8 @@ def _caption(session: Session, rows: Sequence[Row], unchosen: Sequence[str]) -> 
         sentences.append(f"{ORACLE_MARK} uses target labels (oracle).")
     if session.synthetic:
         sentences.append(f"{SYNTHETIC_MARK} synthetic images, not of patients.")
+    if session.positions_from_labels:
+        sentences.append(LABEL_CENTER_SENTENCE)
     return tuple(sentences)
 
 

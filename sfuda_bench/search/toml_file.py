@@ -70,7 +70,7 @@ def read_study_tables(given: str | Path) -> tuple[str, dict[str, Any], str]:
         tables = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="sfuda-bench study ls") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UsageError(f"{path}: not TOML: {error}", hint="sfuda-bench study ls") from error
     return path.stem, tables, hashlib.sha256(data).hexdigest()
 

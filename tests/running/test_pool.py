@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sfuda_bench.errors import UsageError
-from sfuda_bench.running import pool as module
 from sfuda_bench.running.engine import execute
 from sfuda_bench.running.plan import merge_plans
 from sfuda_bench.running.pool import Slot, WorkerPool
@@ -39,7 +38,7 @@ def test_workers_outlive_a_plan_and_two_of_them_compute_an_artefact_once(
         more = execute(bench.plan("bn_adapt", jobs=2), progress, pool)
         assert more.computed == 1
         after = [slot.workers["adapt"].process for slot in pool.slots(2)]
-        assert [process.pid for process in after] == [process.pid for process in before]
+        assert all(now is then for now, then in zip(after, before, strict=True))
         assert all(process.is_alive() for process in after)
     assert not any(process.is_alive() for process in before)
     steps = Counter(
@@ -56,7 +55,12 @@ class FakeWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
         self.alive = True
-        self.process = SimpleNamespace(is_alive=lambda: self.alive)
+        self.connection = None
+        self.process = SimpleNamespace(
+            is_alive=lambda: self.alive, kill=self.stop, exitcode=None, join=lambda _=None: None
+        )
+
+    def submit(self, job: dict[str, Any]) -> None: ...
 
     def stop(self, *, force: bool = False) -> None:
         self.alive = False
@@ -67,19 +71,12 @@ def settings(role: str = "adapt", **changes: Any) -> WorkerSettings:
     return replace(plain, **changes)
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Worker", FakeWorker)
-
-
 @pytest.mark.parametrize(
     "changes", [{"forbidden": ("masks", "more masks")}, {"plugins": ("a.py",)}, {"threads": 2}]
 )
-def test_a_worker_that_was_told_something_else_is_replaced(
-    fake: None, changes: dict[str, Any]
-) -> None:
+def test_a_worker_that_was_told_something_else_is_replaced(changes: dict[str, Any]) -> None:
     """Above all one that would open what another plan forbids."""
-    slot = Slot()
+    slot = Slot(FakeWorker)
     first = slot.ready(settings())
     assert slot.ready(settings()) is first
     assert slot.ready(settings("label")) is not first
@@ -88,15 +85,15 @@ def test_a_worker_that_was_told_something_else_is_replaced(
     assert not first.process.is_alive()
 
 
-def test_a_dead_worker_is_replaced(fake: None) -> None:
-    slot = Slot()
+def test_a_dead_worker_is_replaced() -> None:
+    slot = Slot(FakeWorker)
     first = slot.ready(settings())
-    first.alive = False  # type: ignore[attr-defined]  # a fake
+    first.stop()
     assert slot.ready(settings()) is not first
 
 
-def test_an_error_inside_the_context_ends_the_workers(fake: None) -> None:
-    pool = WorkerPool()
+def test_an_error_inside_the_context_ends_the_workers() -> None:
+    pool = WorkerPool(FakeWorker)
     with pytest.raises(KeyError), pool:
         worker = pool.slots(3)[2].ready(settings())
         raise KeyError
