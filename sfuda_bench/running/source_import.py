@@ -193,7 +193,7 @@ def _import(
     key: str,
 ) -> None:
     """Check, convert and commit one file; the caller holds the lock of ``key``."""
-    model, ignored = _loaded(file, network)
+    model, ignored = load_network(file, network)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     folder = store.staging(key, "source")
     save_file(state, folder / "model.safetensors")
@@ -219,8 +219,13 @@ def _import(
     store.commit(folder, store.source(domain, key))
 
 
-def _loaded(file: Path, network: NetworkSettings) -> tuple[SegmentationNetwork, list[str]]:
-    """Return the network with the file's weights, and the names in it that were not used."""
+def load_network(file: Path, network: NetworkSettings) -> tuple[SegmentationNetwork, list[str]]:
+    """Return the network with the file's weights, and the names in it that were not used.
+
+    Raises:
+        DataError: The file cannot be read, or its names, shapes or values are not the network's.
+        UsageError: Unknown network.
+    """
     model = NETWORKS.get(network.name).build(network.encoder, None)
     state: Mapping[str, Tensor]
     state, ignored = model.own_state(read_state(file, _WHAT, "check the path"))

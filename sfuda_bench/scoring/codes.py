@@ -53,8 +53,8 @@ def decode(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (codes.astype(np.float32) + np.float32(0.5)) / np.float32(256)
 
 
-def upsample(codes: NDArray[np.uint8], grid: int) -> NDArray[np.float32]:
-    """Return the probabilities of stored codes on a square grid of another size.
+def upsample(codes: NDArray[np.uint8], grid: int | tuple[int, int]) -> NDArray[np.float32]:
+    """Return the probabilities of stored codes on a grid of another size.
 
     Bilinear with half-pixel centres and clamped edges (``align_corners=False``), without
     antialiasing. At ``grid == S`` nothing is interpolated, so thresholds stay exact.
@@ -63,10 +63,10 @@ def upsample(codes: NDArray[np.uint8], grid: int) -> NDArray[np.float32]:
 
     Args:
         codes: (..., S, S) uint8.
-        grid: Side of the result in pixels.
+        grid: Side of the result in pixels, or its height and width.
 
     Returns:
-        (..., grid, grid) float32 in (0, 1).
+        (..., grid, grid) or (..., height, width) float32 in (0, 1).
 
     Raises:
         ValueError: If the codes are not uint8 or not square.
@@ -76,11 +76,13 @@ def upsample(codes: NDArray[np.uint8], grid: int) -> NDArray[np.float32]:
             f"codes must be uint8 of shape (..., S, S), got {codes.dtype} of shape {codes.shape}"
         )
     prob = decode(codes)
-    if codes.shape[-1] == grid:
+    height, width = (grid, grid) if isinstance(grid, int) else grid
+    if codes.shape[-2:] == (height, width):
         return prob
-    low, high, weight = _neighbours(codes.shape[-1], grid)
     # Columns first: the irregular memory access then touches the smaller array.
+    low, high, weight = _neighbours(codes.shape[-1], width)
     wide = _interpolate(prob, -1, low, high, weight)
+    low, high, weight = _neighbours(codes.shape[-2], height)
     return _interpolate(wide, -2, low, high, weight[:, None])
 
 

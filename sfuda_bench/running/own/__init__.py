@@ -1,0 +1,1 @@
+"""One's own network and images: adapting without labels, and predicting masks."""
