@@ -1,6 +1,57 @@
 """RIM-ONE r3: 159 stereo retinal images from Spain; optic disc and cup by two experts."""
 
-from sfuda_bench.datasets import DatasetSpec, register
+import json
+from pathlib import Path
+
+from sfuda_bench.datasets import (
+    BinaryMasks,
+    DatasetSpec,
+    RawChoice,
+    RawDomain,
+    RawEye,
+    RawFiles,
+    RawLayout,
+    register,
+)
+
+_EYE = r"(?P<eye>[NGS]-\d+-[LR])"
+_SPLIT = Path(__file__).parent / "splits" / "rim_one_r3.json"
+_FOLDERS = {"avg": "Average_masks", "exp1": "Expert1_masks", "exp2": "Expert2_masks"}
+
+
+def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
+    split = json.loads(_SPLIT.read_text("utf-8"))
+    side = {name: part for part in ("train", "test") for name in split[part]}
+    # Releases differ: N-1-L-Disc-exp1.png and N-1-L-1-Disc-exp1.png both occur.
+    mask = rf"{_FOLDERS[choice.expert]}/{_EYE}(?:-\d)?-%s-{choice.expert}\.(?:png|bmp|jpg)"
+    cups, discs = files.index(mask % "Cup"), files.index(mask % "Disc")
+    eyes = []
+    for key, photograph in files.index(rf"Stereo Images/{_EYE}\.(?:jpg|jpeg|png|bmp|tif)").items():
+        name = photograph.groups["eye"]
+        have = key in cups and key in discs
+        missing = [
+            f"{name}-{kind}-{choice.expert}.png"
+            for kind, found in (("Cup", cups), ("Disc", discs))
+            if key not in found
+        ]
+        eyes.append(
+            RawEye(
+                name,
+                photograph.path,
+                masks=(BinaryMasks(cups[key].path, discs[key].path),) if have else (),
+                split=side.get(name),
+                stratum=name[0],
+                left_half=True,
+                missing=tuple(missing),
+            )
+        )
+    return RawDomain(
+        tuple(eyes),
+        split_origin=f"published list: {split['source']}",
+        published=True,
+        expected={part: tuple(split[part]) for part in ("train", "test")},
+    )
+
 
 register(
     DatasetSpec(
@@ -14,5 +65,21 @@ register(
         homepage="http://medimrg.webs.ull.es/",
         citation="Fumero et al., RIM-ONE: An open retinal image database for optic nerve "
         "evaluation, CBMS 2011",
+        camera="Kowa WX 3D stereo camera; 2144 x 1424 px, two views side by side.",
+        encoding="One binary file per structure, above 0 inside; two experts and their average.",
+        pitfalls=(
+            "Only the left half of each stereo picture is annotated.",
+            "The 99 / 60 split of the papers is no part of the download.",
+            "Papers use one expert or the average and seldom say which.",
+            "The newer collection by the same owners has the same photographs: the two are not "
+            "independent domains.",
+            "File names carry the diagnosis: N, S suspect, G.",
+        ),
+        raw=RawLayout(
+            _read,
+            tree="{Healthy,Glaucoma and suspects}/Stereo Images/X-n-{L,R}.jpg and "
+            "{Average,Expert1,Expert2}_masks/X-n-{L,R}-{Disc,Cup}-{Avg,exp1,exp2}.png",
+            experts=("avg", "exp1", "exp2"),
+        ),
     )
 )

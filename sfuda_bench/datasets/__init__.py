@@ -7,21 +7,27 @@ any folder in that layout is a domain, with or without a plug-in.
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from sfuda_bench._checkout import plugin_path
 from sfuda_bench.errors import DataError, UsageError
 from sfuda_bench.registry import Registry
+from sfuda_bench.severity import Derived, base_of, split_name
 
 __path__ = plugin_path("datasets")
 
 LAYOUT = "ROOT/<domain>/{train,test}/ROIs/{image,mask}/*.png"
 SPLITS = ("train", "test")
 
-RoiCenter = Literal["gt", "csv", "detector", "unknown"]
+RoiCenter = Literal["gt", "csv", "detector", "owner", "unknown"]
+LABEL_CENTER: RoiCenter = "gt"
+MANIFEST = "manifest.json"
+"""Written beside ``train`` and ``test`` by ``data prepare``."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Domain:
     """One domain found on disk.
 
     ``roi_center`` says where the position of the crops comes from: ``"gt"`` (annotations),
-    ``"csv"``, ``"detector"`` or ``"unknown"``.
+    ``"csv"``, ``"detector"``, ``"owner"`` (the owners' own crops) or ``"unknown"``. The
+    manifest of a prepared domain knows; for other folders it is what the plug-in says.
     """
 
     name: str
@@ -55,6 +62,11 @@ class Domain:
     test: Split
     synthetic: bool
     roi_center: str
+
+    @property
+    def positions_from_labels(self) -> bool:
+        """Whether real crops are centred on annotations: every table has to say so."""
+        return self.roi_center == LABEL_CENTER and not self.synthetic
 
     def split(self, name: str) -> Split:
         """Return the split called ``"train"`` or ``"test"``.
@@ -70,14 +82,186 @@ class Domain:
 class Materialise(Protocol):
     """Writes one generated domain below ``root``; does nothing when it is already complete."""
 
-    def __call__(self, root: Path, *, size: int = 256, counts: tuple[int, int] = (40, 20)) -> None:
-        """Write ``root/<domain>`` in the ROI layout.
+    def __call__(
+        self,
+        root: Path,
+        *,
+        size: int = 256,
+        counts: tuple[int, int] = (40, 20),
+        severity: Mapping[str, float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Write ``root/<name>`` in the ROI layout.
 
         Args:
             root: Folder that holds one folder per domain.
             size: Side of the square ROIs, px.
             counts: Number of train and test images.
+            severity: Knobs to turn; given only to a domain that declares ``knobs``.
+            name: Folder of a derived domain; the base domain's own name without it.
         """
+
+
+# -- the owners' downloads -------------------------------------------------------------------
+
+Tissue = Literal["cup", "rim", "background"]
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One file of an owners' download.
+
+    Args:
+        path: Path below the raw folder with ``/`` between its parts; an archive counts as a folder.
+        groups: What the named groups of the pattern matched.
+    """
+
+    path: str
+    groups: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LabelMask:
+    """One file whose gray values name the tissue, e.g. ``{0: "cup", 128: "rim", ...}``.
+
+    ``values`` is ``None`` where nobody declared them: preparing then asks for ``--encoding``.
+    """
+
+    file: str
+    values: Mapping[int, Tissue] | None
+
+
+@dataclass(frozen=True)
+class BinaryMasks:
+    """One file per structure; the structure is ``"bright"`` (above 0) or ``"dark"`` (0)."""
+
+    cup: str
+    disc: str
+    structure: Literal["bright", "dark"] = "bright"
+
+
+@dataclass(frozen=True)
+class SoftMasks:
+    """One file per structure; the gray value over 255 is the share of ``graders`` who marked it."""
+
+    cup: str
+    disc: str
+    graders: int
+
+
+@dataclass(frozen=True)
+class DrawnOutlines:
+    """A copy of the photograph on which one grader drew the outlines of disc and cup."""
+
+    file: str
+
+
+RawMask = LabelMask | BinaryMasks | SoftMasks | DrawnOutlines
+
+
+@dataclass(frozen=True)
+class RawEye:
+    """One photograph of a download and where its masks are.
+
+    Args:
+        name: Name of the written files, without suffix.
+        image: Path of the photograph below the raw folder.
+        masks: One entry per grader; several are combined by agreement. Empty without labels.
+        split: ``"train"`` or ``"test"`` where the owners or a published list say so.
+        stratum: Group whose share is kept equal when the split has to be drawn, e.g. a clinic.
+        left_half: The photograph is one half of a stereo pair, the left one.
+        graders_vcdr: The graders' own vertical cup-to-disc ratios.
+        missing: Files that ought to be there and are not.
+    """
+
+    name: str
+    image: str
+    masks: tuple[RawMask, ...] = ()
+    split: str | None = None
+    stratum: str = ""
+    left_half: bool = False
+    graders_vcdr: tuple[float, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawDomain:
+    """What a layout found in a download.
+
+    Args:
+        eyes: The photographs, in any order.
+        split_origin: Where the eyes' ``split`` comes from, in a few words; empty without one.
+        published: Whether published numbers use this split.
+        expected: Names that the published split lists, by ``"train"`` and ``"test"``.
+        notes: Remarks for the user and the manifest.
+    """
+
+    eyes: tuple[RawEye, ...]
+    split_origin: str = ""
+    published: bool = False
+    expected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class RawFiles(Protocol):
+    r"""The files of a download; archives inside it, nested ones too, are seen as folders.
+
+    Patterns are regular expressions, in any case, for the *end* of a path from the beginning of
+    one of its parts: ``Images/(?P<eye>\d+)\.jpg`` finds ``any/thing/Images/001.JPG``.
+    """
+
+    def find(self, pattern: str) -> list[RawFile]:
+        """Return the files whose path ends as ``pattern`` says, sorted by path."""
+
+    def index(self, pattern: str) -> dict[str, RawFile]:
+        """Return the files by their group ``eye`` in lower case.
+
+        Raises:
+            DataError: Two files of different content claim one eye.
+        """
+
+    def text(self, path: str) -> str:
+        """Return the text of a small file."""
+
+    def image_mask_folder(self, values: Mapping[int, Tissue] | None = None) -> RawDomain:
+        """Read a plain image + mask folder; ``values`` as in :class:`LabelMask`."""
+
+
+@dataclass(frozen=True)
+class RawChoice:
+    """What the user chose among a layout's ``experts`` and ``splits``."""
+
+    expert: str
+    split: str
+
+
+class ReadRaw(Protocol):
+    """Finds the photographs and masks of one domain in a download; opens no image."""
+
+    def __call__(self, files: RawFiles, choice: RawChoice) -> RawDomain:
+        """Return what is there; eyes without masks are kept, with ``missing`` filled."""
+
+
+@dataclass(frozen=True)
+class RawLayout:
+    """How the owners lay out their download.
+
+    Args:
+        read: Finds the photographs and masks.
+        tree: What the raw folder should contain, for messages.
+        experts: Whose masks can be chosen; the first is the default.
+        splits: Splits that can be chosen; the first is the default.
+        agreement: How many graders must agree unless the user says otherwise: ``"any"``,
+            ``"half"``, ``"most"``, ``"all"`` or a share.
+        cropped: The owners' images are crops around the disc already, not whole fields.
+    """
+
+    read: ReadRaw
+    tree: str
+    experts: tuple[str, ...] = ("all",)
+    splits: tuple[str, ...] = ("default",)
+    agreement: str = "half"
+    cropped: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +280,12 @@ class DatasetSpec:
         licence: Terms in a few words.
         homepage: Where to ask for the images.
         citation: Paper to cite.
+        camera: Camera and field of view, as far as the owners state them.
+        encoding: Who annotated, and how the owners' masks encode cup, rim and background.
+        pitfalls: What often goes wrong with this data set, one sentence each.
         materialise: Writes the images, for generated domains only.
+        knobs: What may be turned in a derived domain such as ``name@knob=0.4``.
+        raw: How the owners' download is laid out, where it can be prepared.
     """
 
     name: str
@@ -105,12 +294,17 @@ class DatasetSpec:
     licence: str
     homepage: str
     citation: str
+    camera: str = ""
+    encoding: str = ""
+    pitfalls: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
     published_counts: tuple[int, int] | None = None
     synthetic: bool = False
     roi_center: RoiCenter = "unknown"
     materialise: Materialise | None = None
+    knobs: tuple[str, ...] = ()
+    raw: RawLayout | None = None
 
 
 DATASETS: Registry[DatasetSpec] = Registry("datasets", "sfuda_bench.datasets")
@@ -146,10 +340,38 @@ def canonical_name(name: str) -> str:
     """Return the canonical name for an alias; an unregistered name stands for itself.
 
     Raises:
-        UsageError: The name stands for several data sets.
+        UsageError: The name stands for several data sets, or a derived name is malformed.
     """
     spec = _find_spec(name)
-    return spec.name if spec else name
+    if spec is None:
+        return name
+    return Derived(spec.name, split_name(name).severity).name if "@" in name else spec.name
+
+
+def dataset_knobs(name: str) -> tuple[str, ...]:
+    """Return what may be turned in domains derived from ``name``: nothing unless it is generated.
+
+    Raises:
+        UsageError: The name stands for several data sets.
+    """
+    spec = _find_spec(base_of(name))
+    return spec.knobs if spec else ()
+
+
+def materialise_derived(root: Path, name: str) -> Path:
+    """Write the derived domain ``name`` below ``root`` and return its folder.
+
+    It has the size and the numbers of images that :func:`materialise_synthetic` gives its base.
+
+    Raises:
+        UsageError: There is no such generated domain, knob or severity.
+    """
+    spec, derived = get_dataset(base_of(name)), split_name(name)
+    if spec.materialise is None or not derived.severity.keys() <= {*spec.knobs}:
+        known = ", ".join(spec.knobs) or "none"
+        raise UsageError(f"no domain '{name}'; knobs of {spec.name}: {known}")
+    spec.materialise(root, severity=derived.severity, name=name)
+    return root / name
 
 
 def materialise_synthetic(
@@ -229,6 +451,12 @@ def folder_domain(folder: Path) -> str:
     Raises:
         DataError: The folder's name stands for several data sets.
     """
+    if "->" in folder.name or any(c in ":,*" or not c.isprintable() for c in folder.name):
+        raise DataError(
+            f"{str(folder)!r}: a domain's name cannot hold ':', ',', '*', '->' or control "
+            "characters: pairs are written with them",
+            hint="rename the folder",
+        )
     try:
         return canonical_name(folder.name)
     except UsageError as error:
@@ -244,12 +472,37 @@ def read_domain(folder: Path) -> Domain:
     spec = _find_spec(folder.name)
     return Domain(
         name=folder_domain(folder),
-        title=spec.title if spec else folder.name,
+        title=f"{spec.title}{folder.name[len(base_of(folder.name)) :]}" if spec else folder.name,
         train=_read_split(folder, "train"),
         test=_read_split(folder, "test"),
         synthetic=spec.synthetic if spec else False,
-        roi_center=spec.roi_center if spec else "unknown",
+        roi_center=roi_center(folder),
     )
+
+
+def roi_center(folder: Path) -> str:
+    """Return where the position of a domain's crops comes from; see :class:`Domain`.
+
+    Raises:
+        DataError: The manifest is damaged.
+    """
+    spec = _find_spec(folder.name)
+    return _manifest_value(folder, "roi_center") or (spec.roi_center if spec else "unknown")
+
+
+def _manifest_value(folder: Path, key: str) -> str:
+    """Return a text of a prepared domain's manifest, or nothing where there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return ""
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: a damaged manifest: {error}",
+            hint="prepare the domain again, or remove the file",
+        ) from error
+    return str(manifest.get(key, "")) if isinstance(manifest, dict) else ""
 
 
 def _read_split(folder: Path, name: str) -> Split:
@@ -274,11 +527,12 @@ def _other_names(spec: DatasetSpec) -> tuple[str, ...]:
 
 
 def _find_spec(name: str) -> DatasetSpec | None:
+    """Return what is registered under a name, or under the base of a derived one."""
     _refuse_ambiguous(name)
-    wanted = name.lower()
+    wanted = base_of(name).strip().lower()
     for spec in map(DATASETS.get, DATASETS.names()):
         if wanted in {key.lower() for key in (spec.name, *spec.aliases)}:
-            return spec
+            return spec if spec.knobs or "@" not in name else None
     return None
 
 

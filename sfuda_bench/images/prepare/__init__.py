@@ -1,0 +1,1 @@
+"""From the owners' downloads to regions of interest: layouts, masks, centres, windows, manifest."""
