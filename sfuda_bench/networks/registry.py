@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sfuda_bench.registry import Registry
+from sfuda_bench.registry import Registry, defining_file
 
 if TYPE_CHECKING:
     from sfuda_bench.networks.taps import SegmentationNetwork
@@ -49,7 +49,7 @@ NETWORKS: Registry[NetworkSpec] = Registry("networks")
 
 def register_network(spec: NetworkSpec) -> NetworkSpec:
     """Add a network to the registry and return it."""
-    origin = spec.builder if isinstance(spec.builder, str) else spec.builder.__module__
+    origin = spec.builder if isinstance(spec.builder, str) else defining_file(spec.builder)
     NETWORKS.add(spec.name, spec, origin=origin)
     return spec
 
@@ -71,5 +71,14 @@ register_network(
         description="DeepLabv3+ of the released DPL and CPR code: MobileNetV2, boundary branch",
         pooling_bn=True,
         encoders=("mobilenet_v2",),
+    )
+)
+
+register_network(
+    NetworkSpec(
+        name="tiny",
+        version=1,
+        builder="sfuda_bench.networks.tiny:build",
+        description="no network for results: it trains in milliseconds, to try plug-ins on",
     )
 )

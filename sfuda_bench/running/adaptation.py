@@ -10,6 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,16 +27,25 @@ from sfuda_bench.frames import write_parquet
 from sfuda_bench.methods import METHODS, MethodSpec
 from sfuda_bench.networks.batch_norm import batch_norm_layers
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.checkpoint import Checkpoints, Stateful, checkpoints_of
 from sfuda_bench.running.counting import ImageCount, count_images
+from sfuda_bench.running.firewall import layers
 from sfuda_bench.running.frozen import ArtefactCache
 from sfuda_bench.running.funnel import write_pseudo_labels
+from sfuda_bench.running.intact import Lent
 from sfuda_bench.running.keys import derive_seed, model_sha256
 from sfuda_bench.running.pictures import write_pictures
 from sfuda_bench.running.predict import predict, predict_with, write_predictions
-from sfuda_bench.running.recording import ImageSet, Recorder, inference_seed
+from sfuda_bench.running.recording import (
+    ImageSet,
+    LateImages,
+    Recorder,
+    forget_sources,
+    inference_seed,
+)
 from sfuda_bench.running.runtime import environment
 from sfuda_bench.running.sources import load_source_model
-from sfuda_bench.running.store import Store, read_json, write_json
+from sfuda_bench.running.store import Store, read_json, write_json, write_sealed
 from sfuda_bench.running.streams import Streams
 from sfuda_bench.running.target import TargetImages
 from sfuda_bench.running.task import Observer, Task, check_finite
@@ -58,6 +68,13 @@ class Adapted:
     recording_seconds: float
 
 
+def cell_checkpoints(
+    job: Mapping[str, Any], store: Store, device: torch.device, key: str | None = None
+) -> Checkpoints:
+    """Return the checkpoints of a cell, or of an artefact that it needs."""
+    return checkpoints_of(job, store, device, job["code_digest"], key)
+
+
 def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: Emit) -> None:
     """Adapt, predict and commit one cell.
 
@@ -69,12 +86,13 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
     """
     started = time.time()
     spec = METHODS.get(job["cell"]["method"])
-    staged = store.staging(job["key"], "cell")
+    checkpoints = cell_checkpoints(job, store, device)
+    staged = store.staging(job["key"], "cell", keep=checkpoints.exist())
     source = load_source_model(Path(job["source_dir"]), NetworkSettings(**job["network"]), device)
     reference = copy.deepcopy(source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MethodWarning)
-        adapted = _run_protocol(job, spec, source, store, device, staged, emit)
+        adapted = _run_protocol(job, spec, source, store, device, staged, emit, checkpoints)
     check_finite(adapted.model)
     changed = changed_parts(reference, adapted.model)
     if "whole" not in spec.updates and not changed <= spec.updates:
@@ -94,6 +112,7 @@ def compute_cell(job: dict[str, Any], store: Store, device: torch.device, emit: 
         **run_record(started, device),
         "artefacts": adapted.task.used,
         "artefacts_computed": adapted.task.artefacts.computed,
+        "resumed_after_epoch": checkpoints.resumed,
         "recording_seconds": round(adapted.recording_seconds, 3),
         **adapted.count.since(ImageCount()),
         "warnings": [str(w.message) for w in caught if w.category is MethodWarning],
@@ -125,8 +144,8 @@ def commit_cell(
         "recorded": job["record"],
         "code_digest": job["code_digest"],
     }
-    write_json(staged / "cell.json", cell)
-    write_json(staged / "run.json", record)
+    write_json(staged / "cell.json", cell, durable=False)
+    write_sealed(staged / "run.json", record, durable=False)
     store.keep_log(job["key"], staged)
     store.commit(staged, Path(job["cell_dir"]))
 
@@ -140,6 +159,7 @@ def run_record(started: float, device: torch.device) -> dict[str, Any]:
         "seconds": round(time.time() - started, 3),
         "peak_gpu_bytes": peak,
         **environment(device),
+        "firewall": list(layers()),
     }
 
 
@@ -151,30 +171,48 @@ def _run_protocol(
     device: torch.device,
     staged: Path,
     emit: Emit,
+    checkpoints: Checkpoints,
 ) -> Adapted:
     inference = Inference(**job["inference"])
     precision, seed = job["precision"], inference_seed(job)
-    test = ImageSet.load(job["images"]["test"], device)
-    train = None
+    test, train = LateImages(job["images"]["test"], device), None
     if job["cell"]["protocol"] == "offline":
         train = ImageSet.load(job["images"]["train"], device)
-    adapt_on = train or test
+    adapt_on = train or test.load()
     count = count_images(source)
     recorder = Recorder(job, source, test, staged, device, count, train)
-    task = make_task(job, spec, source, adapt_on, store, device, emit, recorder.observe, count)
+    task = make_task(
+        job,
+        spec,
+        source,
+        adapt_on,
+        store,
+        device,
+        emit,
+        recorder.observe,
+        count,
+        checkpoints,
+        {"recorder": recorder},
+    )
+    lent = Lent(
+        adapt_on.images, task.artefacts.source_model, spec.name, spec.origin, forget_sources
+    )
+    task.artefacts.check_inputs = lent.check
     config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
     recorder.observe(0, source)
     if job["cell"]["protocol"] in ("online", "episodic"):
-        model, codes = _run_online(job, spec, config, task, source, test)
+        model, codes = _run_online(job, spec, config, task, source, adapt_on)
     else:
-        model = _run_offline(job, spec, config, task)
+        with test.closed() if train is not None else nullcontext():
+            model = _run_offline(job, spec, config, task)
         emit("predicting", 0, 0)
         with count.paused():
-            codes = predict(model, test.images, inference, precision, seed)
+            codes = predict(model, test.load().images, inference, precision, seed)
     recorder.finish(model, task.last_epoch, codes)
     if "pictures" in job["record"]:
         with recorder.aside(), task.unrecorded():
             write_pictures(staged, spec, config, task, copy.deepcopy(task.artefacts.source_model))
+    lent.check()
     return Adapted(model, codes, task, count, recorder.seconds)
 
 
@@ -198,8 +236,14 @@ def make_task(
     emit: Emit,
     observe: Observer = lambda epoch, model: None,
     count: ImageCount | None = None,
+    checkpoints: Checkpoints | None = None,
+    carried: Mapping[str, Stateful] | None = None,
 ) -> Task:
-    """Return the task of one cell over the images that it adapts to."""
+    """Return the task of one cell over the images that it adapts to.
+
+    What it carries from one epoch to the next besides ``carried``: random streams and cost.
+    """
+    count = count or ImageCount()
     artefacts = ArtefactCache(
         store=store,
         base=job["artefact_base"],
@@ -208,7 +252,8 @@ def make_task(
         device=device,
         precision=job["precision"],
         emit=emit,
-        count=count or ImageCount(),
+        count=count,
+        checkpoints=lambda key: cell_checkpoints(job, store, device, key),
     )
     aux_dir = Path(job["source_dir"]) / "aux"
     return Task(
@@ -220,6 +265,8 @@ def make_task(
         observe=observe,
         emit=emit,
         keep_labels="labels" in job["record"],
+        checkpoints=checkpoints,
+        carried={"streams": artefacts.target.streams, "count": count, **(carried or {})},
     )
 
 
@@ -259,6 +306,7 @@ def _write_curve(task: Task, staged: Path) -> None:
     write_parquet(
         frame.astype({"epoch": "int64", "name": "str", "value": "float64"}),
         staged / "curve.parquet",
+        durable=False,
     )
 
 

@@ -17,7 +17,7 @@ from sfuda_bench.methods import METHODS
 from sfuda_bench.running.adaptation import Emit, commit_cell, run_record
 from sfuda_bench.running.counting import ImageCount
 from sfuda_bench.running.predict import predict
-from sfuda_bench.running.recording import ImageSet, Recorder, inference_seed
+from sfuda_bench.running.recording import LateImages, Recorder, inference_seed
 from sfuda_bench.running.sources import load_source_model
 from sfuda_bench.running.store import Store
 from sfuda_bench.settings import Inference, NetworkSettings
@@ -42,9 +42,9 @@ def compute_reference(job: dict[str, Any], store: Store, device: torch.device, e
     config = build_config(spec.config, job["cell"]["config"], owner=spec.name)
     emit("predicting", 0, 0)
     network = spec.supervised(LabelledTask(model), config)
-    test = ImageSet.load(job["images"]["test"], device)
+    test = LateImages(job["images"]["test"], device)
     inference = Inference(**job["inference"])
-    codes = predict(network, test.images, inference, job["precision"], inference_seed(job))
+    codes = predict(network, test.load().images, inference, job["precision"], inference_seed(job))
     recorder = Recorder(job, model, test, staged, device, ImageCount())
     recorder.observe(0, model)  # nothing is adapted: first and last are one model
     recorder.finish(network, 0, codes)

@@ -1,61 +1,8 @@
-"""A plug-in with the smallest network that honours the taps; it trains in milliseconds."""
+"""A plug-in file with a network; that network is one of the package under another name."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
-
 from sfuda_bench.networks.registry import NetworkSpec, register_network
-from sfuda_bench.networks.taps import Encoded, SegmentationNetwork
+from sfuda_bench.networks.tiny import build
 
-
-def _block(inputs: int, outputs: int, **convolution: Any) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, bias=False, **convolution), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-class Tiny(SegmentationNetwork):
-    """Strides 4 and 16, a pooled branch with batch norm, one dropout, a short decoder."""
-
-    feature_channels = 8
-    high_channels = 16
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = _block(3, 8, kernel_size=5, stride=4, padding=2)
-        self.deep = _block(8, 16, kernel_size=5, stride=4, padding=2)
-        self.pooled = _block(16, 8, kernel_size=1)
-        self.project = _block(24, self.context_channels, kernel_size=1)
-        self.dropout = nn.Dropout(0.5)
-        self.reduce = _block(self.context_channels, 8, kernel_size=1)
-        self.fuse = _block(16, self.feature_channels, kernel_size=3, padding=1)
-        self.head = nn.Conv2d(self.feature_channels, 2, 1)
-
-    def encode(self, image: Tensor) -> Encoded:
-        low = self.stem(image)
-        deep = self.deep(low)
-        pooled = self.pooled(deep.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *deep.shape[-2:])
-        size = (image.shape[-2], image.shape[-1])
-        return Encoded(self.project(torch.cat([deep, pooled], dim=1)), low, size, high=deep)
-
-    def context(self, encoded: Encoded) -> Tensor:
-        dropped: Tensor = self.dropout(encoded.context)
-        return dropped
-
-    def decode(self, context: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        up = interpolate(self.reduce(context), encoded.low.shape[-2:], mode="bilinear")
-        feature = self.fuse(torch.cat([up, encoded.low], dim=1))
-        logits = interpolate(self.head(feature), encoded.size, mode="bilinear")
-        return logits, feature
-
-
-def build(encoder: str, encoder_weights: str | None) -> Tiny:
-    """Return a new network; it has one encoder only and no pretrained weights."""
-    return Tiny()
-
-
-register_network(NetworkSpec("tiny", version=1, builder=build, description="for tests"))
+register_network(NetworkSpec("tiny_of_a_file", version=1, builder=build, description="for tests"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,57 +15,128 @@ from sfuda_bench.methods import METHODS
 
 _OURS = [name for name in METHODS.names() if not METHODS.get(name).oracle]
 _PROBE = """
-import os, sys
+import ctypes, json, multiprocessing.util, os, sqlite3, subprocess, sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from sfuda_bench.running.workers import refuse_masks
+from sfuda_bench.running.firewall import barred, layers, lifted, restrict
 
-refuse_masks(tuple(sys.argv[2:]))
-path = sys.argv[1]
-how = os.environ["HOW"]
+asked = json.loads(sys.argv[1])
+path, folder, elsewhere = asked["path"], os.path.dirname(asked["path"]), asked["elsewhere"]
+if "torch" in asked["ways"]:
+    import torch, torchvision.io
+libc = ctypes.CDLL(None, use_errno=True)
+early = libc.open  # looked up before the door closed
+restrict(asked["forbidden"], asked["read_only"], kernel=asked["kernel"])
 
 def found(paths):
     if not list(paths):  # pathlib turns a refusal into an empty answer
         raise PermissionError("label firewall")
 
-try:
-    {"open": lambda: open(path, "rb").read(1),
-     "numpy": lambda: np.load(path),
-     "pillow": lambda: Image.open(path).load(),
-     "os.open": lambda: os.open(path, os.O_RDONLY),
-     "listdir": lambda: os.listdir(os.path.dirname(path)),
-     "glob": lambda: found(Path(path).parent.glob("*")),
-     "link": lambda: os.link(path, os.environ["ELSEWHERE"]),
-     "rename": lambda: os.rename(path, os.environ["ELSEWHERE"]),
-     "symlink": lambda: (os.symlink(os.path.dirname(path), os.environ["ELSEWHERE"]),
-                         open(os.environ["ELSEWHERE"] + "/" + os.path.basename(path), "rb")),
-    }[how]()
-except PermissionError as error:
-    print("refused", error)
-else:
-    print("opened")
+def by_descriptor():
+    above = os.path.dirname(folder)
+    handle = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
+    os.open(os.path.relpath(path, above), os.O_RDONLY, dir_fd=handle)
+
+def from_within():
+    os.chdir(folder)
+    found(os.listdir())
+
+def by_link():
+    os.symlink(folder, elsewhere)
+    open(os.path.join(elsewhere, os.path.basename(path)), "rb")
+
+def checked(handle):
+    if handle < 0:
+        raise PermissionError("label firewall: " + os.strerror(ctypes.get_errno()))
+
+def by_child():
+    arguments = [b"/bin/cp", path.encode(), elsewhere.encode() + b".copy"]
+    child = multiprocessing.util.spawnv_passfds(arguments[0], arguments, [])
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError("label firewall")
+
+def barred_for_now():
+    with barred(path):
+        with lifted():
+            open(path, "rb").close()
+        open(path, "rb")
+
+ways = {
+    "open": lambda: open(path, "rb").read(1),
+    "bytes": lambda: open(os.fsencode(path), "rb").read(1),
+    "relative": lambda: open(os.path.relpath(path), "rb").read(1),
+    "numpy": lambda: np.load(path),
+    "memmap": lambda: np.memmap(path, mode="r"),
+    "pillow": lambda: Image.open(path).load(),
+    "os.open": lambda: os.open(path, os.O_RDONLY),
+    "proc": lambda: open("/proc/self/root" + path, "rb"),
+    "parent": lambda: open(f"/proc/{os.getppid()}/root" + path, "rb"),
+    "memory": lambda: open("/proc/self/mem", "rb"),
+    "parent's files": lambda: os.listdir(f"/proc/{os.getppid()}/fd"),
+    "descriptor": by_descriptor,
+    "listdir": lambda: os.listdir(folder),
+    "within": from_within,
+    "glob": lambda: found(Path(folder).glob("*")),
+    "sqlite": lambda: sqlite3.connect(path),
+    "link": lambda: os.link(path, elsewhere),
+    "rename": lambda: os.rename(path, elsewhere),
+    "symlink": by_link,
+    "child": lambda: subprocess.run(["cat", path], capture_output=True, check=True),
+    "system": lambda: checked(-os.system(f"cat '{path}' > {os.devnull} 2>&1")),
+    "fork_exec": by_child,
+    "libc": lambda: checked(libc.fopen64(path.encode(), b"r") - 1),
+    "libc early": lambda: checked(early(path.encode(), os.O_RDONLY)),
+    "torch": lambda: torch.from_file(path, size=1, dtype=torch.uint8),
+    "torchvision": lambda: torchvision.io.read_file(path),
+    "write": lambda: open(path, "ab"),
+    "remove": lambda: os.remove(path),
+    "truncate": lambda: os.truncate(path, 0),
+    "replace": lambda: os.replace(path, elsewhere),
+    "barred": barred_for_now,
+}
+said = {"layers": layers()}
+for way in asked["ways"]:
+    try:
+        ways[way]()
+    except (PermissionError, RuntimeError, subprocess.CalledProcessError) as error:
+        said[way] = "refused: " + str(error)
+    else:
+        said[way] = "done"
+print(json.dumps(said))
 """
 
 
 def attempt(
-    path: Path, forbidden: list[Path], how: str, folder: Path, cwd: Path | None = None
-) -> str:
-    environment = {
-        **os.environ,
-        "HOW": how,
-        "ELSEWHERE": str(folder / "elsewhere"),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    path: Path,
+    forbidden: list[Path],
+    ways: list[str],
+    folder: Path,
+    *,
+    cwd: Path | None = None,
+    kernel: bool = False,
+    read_only: tuple[Path, ...] = (),
+) -> dict[str, str]:
+    """Try ways to a file in a process behind the firewall; return what became of each."""
+    asked = {
+        "path": str(path),
+        "forbidden": [str(f) for f in forbidden],
+        "read_only": [str(f) for f in read_only],
+        "ways": ways,
+        "elsewhere": str(folder / "elsewhere"),
+        "kernel": kernel,
     }
     result = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(path), *map(str, forbidden)],
-        env=environment,
+        [sys.executable, "-c", _PROBE, json.dumps(asked)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         cwd=cwd,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    return result.stdout
+    assert result.returncode == 0, result.stderr
+    said: dict[str, str] = json.loads(result.stdout)
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -81,32 +153,66 @@ def layout(trained: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("what", "how"),
-    [
-        ("mask", "open"),
-        ("mask", "pillow"),
-        ("packed masks", "numpy"),
-        ("names", "os.open"),
-        ("raw image", "open"),
-        ("mask", "listdir"),
-        ("mask", "glob"),
-        ("mask", "link"),
-        ("mask", "rename"),
-        ("mask", "symlink"),
-    ],
-)
-def test_an_adapting_process_is_refused(
-    layout: dict[str, Any], what: str, how: str, tmp_path: Path
-) -> None:
-    said = attempt(layout[what], layout["forbidden"], how, tmp_path)
-    assert said.startswith("refused label firewall"), said
+BY_PYTHON = [
+    "open", "bytes", "relative", "memmap", "pillow", "os.open", "proc", "parent", "memory",
+    "parent's files", "descriptor", "listdir", "within", "glob", "sqlite", "link", "rename",
+    "symlink",
+]  # fmt: skip
+AROUND_PYTHON = ["fork_exec", "libc early", "torch", "torchvision"]
+BY_CHILDREN_AND_LIBC = ["child", "system", "libc"]
+
+
+def test_the_hook_refuses_every_way_of_python(layout: dict[str, Any], tmp_path: Path) -> None:
+    """Without a kernel's help child processes and C functions by name are refused as well."""
+    ways = [*BY_PYTHON, *BY_CHILDREN_AND_LIBC]
+    said = attempt(layout["mask"], layout["forbidden"], ways, tmp_path)
+    assert said.pop("layers") == ["hook"]
+    assert [w for w, what in said.items() if not what.startswith("refused: label firewall")] == []
     assert not (tmp_path / "elsewhere").is_file()
 
 
-def test_an_adapting_process_opens_packed_images(layout: dict[str, Any], tmp_path: Path) -> None:
-    said = attempt(layout["packed images"], layout["forbidden"], "numpy", tmp_path)
-    assert said == "opened\n"
+def test_the_kernel_refuses_the_ways_around_python(layout: dict[str, Any], tmp_path: Path) -> None:
+    """Libraries in C++ and child processes are refused by the kernel; the hook never hears."""
+    ways = [*BY_PYTHON, *AROUND_PYTHON, *BY_CHILDREN_AND_LIBC]
+    said = attempt(layout["mask"], layout["forbidden"], ways, tmp_path, kernel=True)
+    if said.pop("layers") == ["hook"]:
+        pytest.skip("this kernel has no Landlock")
+    assert [way for way, what in said.items() if not what.startswith("refused")] == []
+
+
+@pytest.mark.parametrize("what", ["packed masks", "names", "raw image"])
+def test_whatever_tells_labels_or_names_is_refused(
+    layout: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    ways = ["open", "numpy", "os.open"] if what == "packed masks" else ["open", "os.open"]
+    said = attempt(layout[what], layout["forbidden"], ways, tmp_path, kernel=True)
+    assert all(said[way].startswith("refused: label firewall") for way in ways)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_packed_images_are_read_and_not_changed(
+    layout: dict[str, Any], kernel: bool, trained: Any, tmp_path: Path
+) -> None:
+    before = layout["packed images"].read_bytes()
+    shared = (trained.out / "packed", trained.out / "sources")
+    reading, writing = ["open", "numpy", "memmap"], ["write", "remove", "truncate", "replace"]
+    said = attempt(
+        layout["packed images"],
+        layout["forbidden"],
+        [*reading, *writing],
+        tmp_path,
+        kernel=kernel,
+        read_only=shared,
+    )
+    assert {said[way] for way in reading} == {"done"}
+    assert all("other cells read" in said[way] for way in writing), [said[way] for way in writing]
+    assert layout["packed images"].read_bytes() == before
+
+
+def test_test_images_are_barred_for_a_time(layout: dict[str, Any], tmp_path: Path) -> None:
+    said = attempt(layout["packed images"], layout["forbidden"], ["barred", "open"], tmp_path)
+    assert said["barred"].startswith("refused: label firewall")
+    assert said["open"] == "done"
 
 
 def test_a_working_directory_inside_the_data_root_bars_no_image(
@@ -114,9 +220,9 @@ def test_a_working_directory_inside_the_data_root_bars_no_image(
 ) -> None:
     """The second argument of an open event is the mode ``rb``, not a path below the folder."""
     said = attempt(
-        layout["packed images"], layout["forbidden"], "numpy", tmp_path, cwd=trained.data
+        layout["packed images"], layout["forbidden"], ["numpy"], tmp_path, cwd=trained.data
     )
-    assert said == "opened\n"
+    assert said["numpy"] == "done"
 
 
 def test_a_folder_whose_name_begins_like_a_forbidden_one_is_open(tmp_path: Path) -> None:
@@ -124,7 +230,9 @@ def test_a_folder_whose_name_begins_like_a_forbidden_one_is_open(tmp_path: Path)
     barred.mkdir()
     open_one.parent.mkdir()
     open_one.write_text("x")
-    assert attempt(open_one, [barred], "open", tmp_path) == "opened\n"
+    for kernel in (False, True):
+        said = attempt(open_one, [barred], ["open"], tmp_path, kernel=kernel)
+        assert said["open"] == "done"
 
 
 def test_the_job_of_an_adapting_worker_names_no_mask_file_and_no_file_name(bench: Any) -> None:
