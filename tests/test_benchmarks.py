@@ -20,7 +20,7 @@ from tests.benchmarks import __main__ as command  # noqa: E402
 from tests.benchmarks import harness  # noqa: E402
 
 WITHOUT_RESULT = {"report"}  # its reference only reads what ours reads and computes from
-SLOW = {"report"}
+SLOW = {"report", "scaling"}
 
 
 @pytest.fixture(autouse=True)

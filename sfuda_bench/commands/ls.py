@@ -16,19 +16,33 @@ from sfuda_bench.commands.shared import (
 
 def add(parser: CommandParser) -> None:
     """Add ``ls``."""
-    listing = parser.command("ls", _ls, "list what can be named")
+    listing = parser.command("ls", _ls, "list what can be named; -v: cards of the data sets")
     listing.add_argument("what", choices=tuple(_LISTS))
     add_data_root(listing)
     add_plugin(listing)
 
 
 def _ls(arguments: argparse.Namespace) -> int:
+    if arguments.what == "datasets" and arguments.verbose:
+        return _print_cards(arguments)
     rows = _LISTS[arguments.what](arguments)
     if arguments.json:
         print(json.dumps(rows))
         return 0
     for row in rows:
         print("  ".join(str(value) for value in row.values() if value not in (None, "")))
+    return 0
+
+
+def _print_cards(arguments: argparse.Namespace) -> int:
+    from sfuda_bench.report.cards import card_text, dataset_cards
+
+    load_plugins(arguments)
+    cards = dataset_cards(arguments.data_root)
+    if arguments.json:
+        print(json.dumps(cards))
+    else:
+        print("\n\n".join(map(card_text, cards)))
     return 0
 
 
@@ -45,14 +59,14 @@ def _list_methods(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "protocols": ",".join(spec.protocols),
             "strictness": "oracle" if spec.oracle else spec.strictness,
             "source": spec.source,
-            "file": spec.origin,
+            "file": METHODS.origin(spec.name),
         }
         for spec in specs
     ]
 
 
 def _list_datasets(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    from sfuda_bench.datasets import dataset_names, get_dataset
+    from sfuda_bench.datasets import DATASETS, dataset_names, get_dataset
 
     load_plugins(arguments)
     rows = []
@@ -66,6 +80,7 @@ def _list_datasets(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "published": "/".join(map(str, counts)) if counts else "",
                 "aliases": ",".join(spec.aliases),
                 "homepage": spec.homepage,
+                "file": DATASETS.origin(name),
             }
         )
     return rows
@@ -77,7 +92,12 @@ def _list_networks(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     load_plugins(arguments)
     specs = [NETWORKS.get(name) for name in NETWORKS.names()]
     return [
-        {"name": spec.name, "version": f"v{spec.version}", "description": spec.description}
+        {
+            "name": spec.name,
+            "version": f"v{spec.version}",
+            "description": spec.description,
+            "file": NETWORKS.origin(spec.name),
+        }
         for spec in specs
     ]
 
@@ -94,6 +114,7 @@ def _list_validators(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "strictness": spec.strictness,
             "needs": ",".join(sorted(spec.needs)),
             "description": spec.description,
+            "file": VALIDATORS.origin(spec.name),
         }
         for spec in specs
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sfuda_bench.commands.shared import (
     CommandParser,
     add_out,
+    note,
     positive,
     write_tables,
 )
@@ -65,22 +66,23 @@ def _drawn(arguments: argparse.Namespace, tables: Written) -> dict[str, list[Pat
     from sfuda_bench.report.figures import write_figures
     from sfuda_bench.report.html import write_html
 
-    def note(name: str) -> None:
+    def drawing(name: str) -> None:
         note(f"drawing {name}")
 
     gallery: dict[str, list[Path]] = {}
     if arguments.gallery:
         from sfuda_bench.report.gallery import write_gallery
 
-        gallery = {"gallery": write_gallery(arguments.out, arguments.selection, note=note)}
+        gallery = {"gallery": write_gallery(arguments.out, arguments.selection, note=drawing)}
     if arguments.html:
         page = write_html(
-            arguments.out, arguments.selection, note, tables.compared, tables.rankings
+            arguments.out, arguments.selection, drawing, tables.compared, tables.rankings
         )
         note(f"page: {page}")
         return {**gallery, "html": [page]}
     if arguments.figures:
-        return {**gallery, "figures": write_figures(arguments.out, arguments.selection, note=note)}
+        figures = write_figures(arguments.out, arguments.selection, note=drawing)
+        return {**gallery, "figures": figures}
     return gallery
 
 

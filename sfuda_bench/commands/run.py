@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from sfuda_bench.commands.cluster import add_cluster, request_workers
 from sfuda_bench.commands.shared import (
     SOME_FAILED,
     CommandParser,
@@ -22,6 +23,7 @@ def add(parser: CommandParser) -> None:
     """Add ``run``, ``plan`` and ``status``."""
     run = parser.command("run", _run, "compute what is missing, score it, write the tables")
     add_request(run)
+    add_cluster(run)
     plan = parser.command("plan", _plan, "show what run would compute")
     add_request(plan)
     plan.add_argument(
@@ -35,19 +37,20 @@ def _run(arguments: argparse.Namespace) -> int:
     from sfuda_bench.running.engine import execute
     from sfuda_bench.running.plan import build_plan
 
-    request = make_request(arguments)
-    plan = build_plan(request)
-    with stdout_for_data(), Progress() as progress:
-        for warning in plan.warnings:
-            progress.note(f"warning: {warning}")
-        summary = execute(plan, progress)
+    with request_workers(arguments, make_request(arguments)) as (request, pool):
+        plan = build_plan(request)
+        with stdout_for_data(), Progress() as progress:
+            for warning in plan.warnings:
+                progress.note(f"warning: {warning}")
+            summary = execute(plan, progress, pool)
     write_tables(request.out, "last", request.profiles, show=not arguments.json)
     if arguments.json:
         print(json.dumps(summary.to_json()))
     else:
+        held_back = f" ({summary.not_run} of them not run)" if summary.not_run else ""
         print(
             f"{summary.cells} cells: {summary.computed} computed, {summary.reused} reused, "
-            f"{summary.failed} failed; results in {summary.out}",
+            f"{summary.failed} failed{held_back}; results in {summary.out}",
             file=sys.stderr,
         )
     return SOME_FAILED if summary.failed else 0

@@ -8,6 +8,7 @@ exit code, and import what is heavy inside.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,17 @@ DEFAULT_METHODS = "source_only,bn_adapt,entropy_min,dpl,cpr,cpr_cbam,target_supe
 SOME_FAILED = 4
 
 
+def seconds(text: str) -> float:
+    """Convert the text of a flag that is a time."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}': expected seconds, 0 or more")
+    return number
+
+
 def positive(text: str) -> int:
     """Convert the text of a flag that counts something."""
     number = int(text) if text.isdecimal() else 0
@@ -95,10 +107,26 @@ def study_flags(arguments: argparse.Namespace) -> Flags:
         pairs=arguments.pairs,
         seeds=arguments.seeds,
         overrides=tuple(arguments.set),
-        jobs=arguments.jobs,
+        jobs=arguments.jobs or 1,
         device=arguments.device,
         plugins=tuple(arguments.plugin),
+        **limits_of(arguments),
     )
+
+
+def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return where cells run and what happens to one that fails, as fields of a request."""
+    from sfuda_bench.running.failures import OnError
+
+    OnError.parse(arguments.on_error)
+    gpus = arguments.gpus.split(",") if arguments.gpus else []
+    return {
+        "timeout": arguments.timeout or None,
+        "hang_after": arguments.hang_after,
+        "on_error": arguments.on_error,
+        "gpus": tuple(name.strip() for name in gpus),
+        "per_gpu": arguments.per_gpu,
+    }
 
 
 def say_synthetic(arguments: argparse.Namespace) -> None:
@@ -128,7 +156,7 @@ def make_request(arguments: argparse.Namespace) -> RunRequest:
         data_root=arguments.data_root,
         out=arguments.out,
         device=arguments.device,
-        jobs=arguments.jobs,
+        jobs=arguments.jobs or 1,
         protocol=arguments.protocol,
         record=_records(arguments),
         profiles=profiles,
@@ -136,6 +164,8 @@ def make_request(arguments: argparse.Namespace) -> RunRequest:
         keep_models=not arguments.no_models,
         plugins=tuple(arguments.plugin),
         source_models=_source_models(arguments),
+        checkpoint_every=arguments.checkpoint_every,
+        **limits_of(arguments),
     )
 
 
@@ -222,15 +252,56 @@ def add_study_request(parser: argparse.ArgumentParser) -> None:
     add("--preset", help="instead of the file's")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. cpr.epochs=6")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add("--jobs", type=positive, default=1, help="cells computed at once (default: 1)")
+    add("--jobs", type=positive, help="cells at once (default: 1; --cluster: all it can)")
+    add_limits(parser)
     add_plugin(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add where cells run, how long they may take, and what follows when one fails."""
+    add = parser.add_argument
+    add("--gpus", default="", metavar="LIST", help="e.g. 0,1: computes on these, instead of --jobs")
+    add(
+        "--per-gpu",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="cells at once on each (default: 1)",
+    )
+    add(
+        "--timeout",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="stop a cell or source model that takes longer (default: 0, never)",
+    )
+    add(
+        "--hang-after",
+        type=seconds,
+        default=900.0,
+        metavar="SECONDS",
+        help="stop one whose process neither computes nor waits for another's result this long "
+        "(default: 900; 0: never); one that computes without end is found by --timeout only",
+    )
+    add(
+        "--on-error",
+        default="continue",
+        metavar="stop|continue|retry:N",
+        help="after a failure start nothing new, go on, or try it again from its last checkpoint, "
+        "up to N times (default: continue); what lacked memory is tried once more, alone",
+    )
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Add what asks for cells: methods, pairs, seeds, settings, where and how they run."""
     add = parser.add_argument
     add("--methods", default=DEFAULT_METHODS, help="comma-separated (default: all main methods)")
-    add("--pairs", default="all", help="all, 'a:*', '*:b' or a:b,c:d (default: all)")
+    add(
+        "--pairs",
+        default="all",
+        help="all, 'a:*', '*:b' or a:b,c:d (default: all); with knobs of a generated domain: "
+        "a:a@blur=0.4, a:a@blur=0..1/5 (five steps), 'a:a@*=0..1/3' (each knob alone)",
+    )
     add("--seeds", default="0", help="adaptation seeds, e.g. 0..4 (default: 0)")
     add("--source-seeds", default="0", help="seeds of the source models (default: 0)")
     add(
@@ -251,7 +322,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--encoder-weights", metavar="none|imagenet|FILE", help="start of the encoder")
     add("--precision", choices=("float32", "bfloat16", "auto"), help="numerical precision")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add("--jobs", type=positive, default=1, help="cells computed at once (default: 1)")
+    add("--jobs", type=positive, help="cells at once (default: 1; --cluster: all it can)")
+    add_limits(parser)
     add("--protocol", choices=("offline", "transductive", "online", "episodic"))
     add(
         "--track",
@@ -274,6 +346,13 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     )
     add("--profiles", default="standard,cpr-2023", help="scoring profiles")
     add("--no-models", action="store_true", help="do not store adapted models")
+    add(
+        "--checkpoint-every",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="keep the last finished epoch of what is being computed (default: 5; 0: every epoch)",
+    )
     add_plugin(parser)
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from sfuda_bench.commands.cluster import add_cluster, request_workers
 from sfuda_bench.commands.shared import (
     SOME_FAILED,
     CommandParser,
@@ -25,6 +26,7 @@ def add(parser: CommandParser) -> None:
     source = parser.group("source", "source models")
     train = source.command("train", _source_train, "train the source models that run would need")
     add_request(train)
+    add_cluster(train)
     add_out(source.command("ls", _source_ls, "list stored source models and their scores"))
     _add_import(source.command("import", _source_import, "store weights from a file, e.g. .pth"))
 
@@ -34,9 +36,10 @@ def _source_train(arguments: argparse.Namespace) -> int:
     from sfuda_bench.running.engine import train_sources
     from sfuda_bench.running.plan import build_plan
 
-    plan = build_plan(make_request(arguments))
-    with stdout_for_data(), Progress() as progress:
-        summary = train_sources(plan, progress)
+    with request_workers(arguments, make_request(arguments)) as (request, pool):
+        plan = build_plan(request)
+        with stdout_for_data(), Progress() as progress:
+            summary = train_sources(plan, progress, pool)
     print(json.dumps(summary.to_json()) if arguments.json else _source_text(arguments.out))
     return SOME_FAILED if summary.failed else 0
 

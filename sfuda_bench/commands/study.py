@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from sfuda_bench.commands.cluster import add_cluster, study_workers
 from sfuda_bench.commands.shared import (
     SOME_FAILED,
     CommandParser,
@@ -24,6 +25,7 @@ def add(parser: CommandParser) -> None:
     study = parser.group("study", "search settings with Optuna")
     run = study.command("run", _study_run, "run a study file, or go on with it")
     add_study_request(run)
+    add_cluster(run)
     run.add_argument(
         "--allow-oracle", action="store_true", help="let target labels choose; tables say so"
     )
@@ -43,6 +45,7 @@ def add(parser: CommandParser) -> None:
     study.command("ls", _study_ls, "list the shipped study files")
     ablate = parser.command("ablate", _ablate, "switch parts of a method, show their effects")
     add_study_request(ablate)
+    add_cluster(ablate)
     ablate.add_argument("--dry-run", action="store_true", help="list the cells, compute nothing")
 
 
@@ -51,13 +54,18 @@ def _study_run(arguments: argparse.Namespace) -> int:
     from sfuda_bench.search.commands import run_study
 
     say_synthetic(arguments)
-    with stdout_for_data(), Progress() as progress:
+    with (
+        study_workers(arguments, study_flags(arguments)) as (flags, pool),
+        stdout_for_data(),
+        Progress() as progress,
+    ):
         result = run_study(
             arguments.study,
-            study_flags(arguments),
+            flags,
             progress,
             allow_oracle=arguments.allow_oracle,
             storage=arguments.storage,
+            pool=pool,
         )
     print(json.dumps(result.document) if arguments.json else result.text)
     return SOME_FAILED if result.failed else 0
@@ -74,8 +82,12 @@ def _ablate(arguments: argparse.Namespace) -> int:
         lines = [f"{c['state']:8}{c['cell']}  [{c['row']}]  {c['key'][:16]}" for c in cells]
         print(json.dumps(cells) if arguments.json else "\n".join(lines))
         return 0
-    with stdout_for_data(), Progress() as progress:
-        found = run_ablation(arguments.study, flags, progress)
+    with (
+        study_workers(arguments, flags) as (flags, pool),
+        stdout_for_data(),
+        Progress() as progress,
+    ):
+        found = run_ablation(arguments.study, flags, progress, pool)
     print(json.dumps(found.to_json()) if arguments.json else found.text())
     note(f"{found.asked} cells, {found.failed} failed; tables and pictures in {found.folder}")
     return SOME_FAILED if found.failed else 0
