@@ -24,7 +24,9 @@ _ENCODING = (
     "One gray file: 0 cup, 128 rim, 255 background; from several glaucoma specialists, "
     "combined by the organisers."
 )
-_SPLIT = "The name lists of the 320 / 80 split of the papers are not published: a new split differs."
+_SPLIT = (
+    "The name lists of the 320 / 80 split of the papers are not published: a new split differs."
+)
 _VALUES: dict[int, Tissue] = {0: "cup", 128: "rim", 255: "background"}
 
 

@@ -12,18 +12,16 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from sfuda_bench.commands.shared import CommandParser
 from sfuda_bench.errors import EnvironmentProblem, SfudaError, UsageError
 from sfuda_bench.registry import did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
-COMMANDS = ("run", "ls", "report", "sharing", "study", "source", "data")
+COMMANDS = ("run", "ls", "report", "sharing", "study", "source", "data", "plugin", "own", "inspect")
 """Modules of :mod:`sfuda_bench.commands`, in the order of the help."""
 _INTERRUPTED = 130
+_LONG = 300  # characters of a path in a message
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -32,7 +30,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^\s='(]+)", message)
-        nearest = did_you_mean(wrong[1], _words(self)) if wrong else ""
+        nearest = ""
+        if wrong:
+            own = [word for action in self._actions for word in map(str, action.choices or ())]
+            nearest = did_you_mean(wrong[1], own) or did_you_mean(wrong[1], _words(self))
         raise UsageError(f"{message}{nearest}", hint=f"{self.prog} --help")
 
 
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = f": {error.filename}" if error.filename else ""
             text = f"the disk is full{where}; what was finished is kept"
             return _explain(EnvironmentProblem(text, hint="free some space and run it again"))
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{_shown(error.filename)}: {error.strerror}"
+            return _explain(EnvironmentProblem(text, hint=_keep_traceback(parsed)))
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         print(f"hint: {_keep_traceback(parsed)}", file=sys.stderr)
         return 1
@@ -87,6 +91,11 @@ def _explain(error: SfudaError) -> int:
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code
+
+
+def _shown(path: object) -> str:
+    text = str(path)
+    return text if len(text) < _LONG else f"{text[:_LONG]}..."
 
 
 def _keep_traceback(parsed: argparse.Namespace) -> str:

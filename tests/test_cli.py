@@ -123,7 +123,7 @@ class Engine:
         self.plans.append(FakePlan(request, ["something to know"]))
         return self.plans[-1]
 
-    def execute(self, plan: FakePlan, progress: Any) -> Any:
+    def execute(self, plan: FakePlan, progress: Any, pool: Any = None) -> Any:
         from sfuda_bench.running.engine import RunSummary
 
         if isinstance(self.outcome, BaseException):
@@ -455,7 +455,7 @@ def test_ls_pairs(call: Call, tmp_path: Path) -> None:
 
 def test_a_plugin_file_adds_to_the_lists(call: Call, plugin_folder: Path) -> None:
     rows = call("ls", "networks", "--plugin", plugin_folder / "tiny.py", "--json").document
-    assert "tiny" in {row["name"] for row in rows}
+    assert "tiny_of_a_file" in {row["name"] for row in rows}
 
 
 # -- stores -----------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None], int
     """Return a function that replaces the engine by an action and a number of failed cells."""
 
     def install(action: Callable[[], None], failed: int = 0) -> None:
-        def execute(plan: Any, progress: Any) -> RunSummary:
+        def execute(plan: Any, progress: Any, pool: Any = None) -> RunSummary:
             action()
             return RunSummary(3, 2 - failed, 1, failed, Path("somewhere"))
 
@@ -89,7 +89,7 @@ def test_run_json_is_one_document_whatever_plugins_and_workers_print(
     assert cli.main(["run", "--out", str(out), "--json"]) == 0
     captured = capfd.readouterr()
     expected = {"cells": 3, "computed": 2, "reused": 1, "failed": 0, "out": "somewhere"}
-    assert json.loads(captured.out) == expected
+    assert expected.items() <= json.loads(captured.out).items()
     assert "written below python" in captured.err
     assert "from a child" in captured.err
 
