@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfuda_bench.errors import StoreSchemaError
-from sfuda_bench.running.store import write_bytes
+from sfuda_bench.running.seals import changed, check_listed
+from sfuda_bench.running.store import read_json, retract, write_bytes, write_sealed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _WRITER = b"sfuda-bench"
+_BYTES = "bytes"  # field of a record: the sha256 of the files it speaks of
 
 
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+def write_parquet(frame: pd.DataFrame, path: Path, *, durable: bool = True) -> None:
     """Write a frame as parquet, atomically, with no trace of the libraries that wrote it.
 
     Equal values in equal order give equal bytes: no index, no pandas or Arrow schema, no
@@ -28,29 +31,86 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     Args:
         frame: Columns of strings, integers, floats or booleans; the index is dropped.
         path: Replaced by a rename, so a reader sees the old file or the new one.
+        durable: See :func:`sfuda_bench.running.store.write_bytes`.
     """
     pa, pq = _pyarrow()
     sink = pa.BufferOutputStream()
     pq.write_table(_plain_table(frame), sink, compression="none", store_schema=False)
-    write_bytes(path, _without_version(sink.getvalue().to_pybytes()))
+    write_bytes(path, _without_version(sink.getvalue().to_pybytes()), durable=durable)
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
+def read_parquet(path: Path, *, checked: bool = True) -> pd.DataFrame:
     """Read a frame.
 
+    Args:
+        path: The file.
+        checked: It must be the one that its record, or the manifest beside it, speaks of; a
+            verification compares it itself.
+
     Raises:
-        StoreSchemaError: The file is missing, damaged or cut short.
+        StoreSchemaError: The file is missing, damaged, cut short, or another than was written.
     """
     import pandas as pd
 
     try:
-        return pd.read_parquet(path, engine="pyarrow")
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        data = path.read_bytes()
+        known = None
+        if checked:
+            check_listed(path, data)
+            known = _check_recorded(path, data)
+        frame = pd.read_parquet(io.BytesIO(data), engine="pyarrow")
+        if known is not None and frame_digest(frame) != known:
+            raise changed(path)
+        return frame
+    except StoreSchemaError:
+        raise
+    except Exception as error:  # the decoder raises many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreSchemaError(
             f"{path}: damaged or unreadable parquet ({reason})",
             hint=f"delete the folder {path.parent} and run the same command again",
         ) from error
+
+
+def write_scored(record: Path, fields: Mapping[str, Any], frames: Mapping[str, Any]) -> None:
+    """Write frames and then the record without which they do not count.
+
+    Args:
+        record: The JSON file.
+        fields: What it says; the digests of the frames' bytes are added.
+        frames: File name in the same folder to frame.
+    """
+    retract(record)
+    for name, frame in frames.items():
+        write_parquet(frame, record.with_name(name))
+    found = {name: _sha256(record.with_name(name).read_bytes()) for name in frames}
+    write_sealed(record, {**fields, _BYTES: found})
+
+
+def _check_recorded(path: Path, data: bytes) -> str | None:
+    """Compare a frame with the digest of its bytes, where a record has one.
+
+    Returns:
+        The digest of its values, where an earlier version recorded only that.
+    """
+    kind, _, profile = path.stem.partition("-")
+    for record in (path.with_suffix(".json"), path.with_name(f"scores-{profile}.json")):
+        if not record.is_file():
+            continue
+        fields = read_json(record)
+        expected = fields.get(_BYTES, {}).get(path.name)
+        if expected is not None:
+            if _sha256(data) != expected:
+                raise changed(path)
+            return None
+        if (kind == "thresholds") == (record.stem == "thresholds"):
+            digests = fields.get("digests") or {"cases": fields.get("digest")}
+            return fields.get("digest") if kind == "thresholds" else digests.get(kind)
+    return None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def frame_digest(frame: pd.DataFrame) -> str:

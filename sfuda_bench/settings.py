@@ -447,7 +447,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"--config {path}: {error.strerror}", hint="give a TOML file with a preset's sections"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UsageError(
             f"--config {path}: not TOML: {error}", hint="give a TOML file with a preset's sections"
         ) from error

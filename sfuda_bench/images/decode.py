@@ -173,6 +173,7 @@ def _read_png(path: Path, kinds: tuple[str, ...]) -> Uint8:
             f"{path}: cannot be read: {error.strerror or error}", hint="check the data root"
         ) from error
     _check_header(path, content, kinds)
+    _check_chunks(path, content)
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
@@ -187,6 +188,22 @@ def _read_png(path: Path, kinds: tuple[str, ...]) -> Uint8:
     if transparent:
         raise DataError(f"{path}: has a transparent colour; expected none", hint=_SAVE_HINT)
     return pixels
+
+
+def _check_chunks(path: Path, content: bytes) -> None:
+    """Check the checksum of every chunk, up to the last: decoders skip those of the pixels."""
+    start, kind = len(_SIGNATURE), b""
+    while kind != b"IEND":
+        (length,) = struct.unpack(">I", content[start : start + 4].ljust(4, b"\0"))
+        kind, end = content[start + 4 : start + 8], start + 8 + length
+        found = zlib.crc32(memoryview(content)[start + 4 : end])
+        if content[end : end + 4] != struct.pack(">I", found):
+            raise DataError(
+                f"{path}: a damaged or truncated PNG: the checksum of chunk "
+                f"{kind.decode('ascii', 'replace')!r} is wrong",
+                hint="copy the file again",
+            )
+        start = end + 4
 
 
 _SAVE_HINT = "save it again as 8-bit RGB (image) or 8-bit gray (mask)"

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -152,6 +152,7 @@ def pack_images(split: Split, size: int, folder: Path, *, crop_px: int = 0) -> P
             "digests": digests,
             "native_sizes": [item.native_size for item in found],
             "set_digest": set_digest(digests),
+            "sha256": _file_digest(path),
         }
         _write_json(path.with_suffix(".json"), meta)
     return open_images(path)
@@ -203,6 +204,7 @@ def pack_masks(
             "ids": _opaque_ids(image_digests),
             "digests": digests,
             "mask_digest": set_digest(pairing),
+            "sha256": _file_digest(path),
         }
         _write_json(path.with_suffix(".json"), meta)
     return open_masks(path)
@@ -258,6 +260,47 @@ def read_names(folder: Path, key: str) -> dict[str, str]:
         StoreSchemaError: The file is missing or damaged.
     """
     return cast(dict[str, str], _read_json(folder / "names" / f"{key}.json"))
+
+
+def stems_of(path: Path, ids: Sequence[str]) -> list[str]:
+    """Return the file stems of opaque ids, in their order.
+
+    Raises:
+        StoreSchemaError: The file of names is missing, damaged or lacks one.
+    """
+    names = _read_json(path)
+    if not isinstance(names, dict) or not all(isinstance(names.get(name), str) for name in ids):
+        raise _damaged(path, "lacks the name of an image")
+    return [names[name] for name in ids]
+
+
+def load_pack(path: Path) -> npt.NDArray[Any]:
+    """Map the array of a pack into memory once its bytes are what was packed.
+
+    Raises:
+        StoreSchemaError: It is missing, or damaged.
+    """
+    try:
+        status = path.stat()
+        _check_pixels(path, status.st_mtime_ns, status.st_size)
+        return cast(npt.NDArray[Any], np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+@lru_cache(maxsize=256)
+def _check_pixels(path: Path, modified: int, size: int) -> None:
+    """Compare the bytes with their digest in the description; earlier packs have none."""
+    meta_path = path.with_suffix(".json")
+    meta = _read_json(meta_path) if meta_path.is_file() else {}
+    expected = meta.get("sha256") if isinstance(meta, dict) else None
+    if expected is not None and expected != _file_digest(path):
+        raise _damaged(path, "other pixels than were packed")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def set_digest(digests: Sequence[str]) -> str:

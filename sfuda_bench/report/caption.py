@@ -8,6 +8,7 @@ from typing import Any
 
 from sfuda_bench.report.records import AskedCell, CellRecord
 from sfuda_bench.report.rows import MethodRow
+from sfuda_bench.report.scope import LABEL_CENTER_MARK, LABEL_CENTER_WORDS
 from sfuda_bench.report.summary import MISSING, CellCases
 
 _DEFINITIONS = {
@@ -174,6 +175,8 @@ def _marks(facts: Facts) -> str:
     synthetic = {cell.pair for cell in facts.asked if cell.synthetic}
     if synthetic:
         parts.append("§ synthetic images, not of patients")
+    if any(cell.positions_from_labels for cell in facts.asked):
+        parts.append(f"{LABEL_CENTER_MARK} {LABEL_CENTER_WORDS}")
     missing = sum(cell.key not in facts.cases for cell in facts.asked)
     if missing:
         parts.append(

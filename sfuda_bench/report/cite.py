@@ -12,7 +12,20 @@ from sfuda_bench.report.records import check_store, read_cells
 
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _NONE = re.compile(r"none\b", re.IGNORECASE)
-_SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
+_SPECIAL = {
+    **{code: " " for code in (*range(32), *range(127, 160))},
+    **str.maketrans({c: f"\\{c}" for c in "&%$#_"}),
+    # Braces with a backslash would still count as braces for BibTeX.
+    **str.maketrans(
+        {
+            "\\": r"\textbackslash{}",
+            "{": r"\textbraceleft{}",
+            "}": r"\textbraceright{}",
+            "~": r"\textasciitilde{}",
+            "^": r"\textasciicircum{}",
+        }
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,17 @@ def citations(out: Path) -> list[Citation]:
     known = set(dataset_names())
     datasets = {name: get_dataset(name).citation for name in domains if name in known}
     return [*_grouped("method", methods), *_grouped("dataset", datasets)]
+
+
+def dataset_citation(name: str, text: str) -> Citation | None:
+    """Return what to cite for one data set; ``None`` where there is nothing.
+
+    Args:
+        name: Its name.
+        text: The citation as the plug-in states it.
+    """
+    found = _grouped("dataset", {name: text})
+    return found[0] if found else None
 
 
 def to_bibtex(found: list[Citation]) -> str:

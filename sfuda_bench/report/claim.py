@@ -25,6 +25,7 @@ from sfuda_bench.report.comparison import (
     read_scores,
 )
 from sfuda_bench.report.rows import Pair
+from sfuda_bench.report.scope import LABEL_CENTER_MARK
 from sfuda_bench.report.statistics import (
     ALPHA,
     FEWEST_TARGETS,
@@ -593,6 +594,7 @@ def _notes(
     synthetic = [v for v in verdicts if (v.source, v.target) in scores.synthetic]
     if synthetic:
         notes.append(f"Synthetic images, not of patients, in {len(synthetic)} pairs.")
+    notes += [text for text in scores.explanations if text.startswith(LABEL_CENTER_MARK)]
     return notes
 
 

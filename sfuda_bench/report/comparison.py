@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sfuda_bench.errors import UsageError
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value, write_texts
 from sfuda_bench.report.records import read_cases, read_scoring
 from sfuda_bench.report.rows import MethodRow, Pair
-from sfuda_bench.report.scope import Scope, chosen, pair_label, read_scope
+from sfuda_bench.report.scope import Scope, chosen, explained, pair_label, read_scope
 from sfuda_bench.report.statistics import (
     ALPHA,
     FEWEST_TARGETS,
@@ -76,6 +76,8 @@ class Scores:
         selection: Name of the selection.
         baseline: Label of the row whose model is the source model unchanged, if there is one.
         synthetic: Pairs of synthetic images.
+        marks: What tables print behind a pair, for those pairs that have any mark.
+        explanations: What the marks mean, for captions.
     """
 
     frame: pd.DataFrame
@@ -85,6 +87,8 @@ class Scores:
     selection: str
     baseline: str | None = None
     synthetic: frozenset[Pair] = frozenset()
+    marks: Mapping[Pair, str] = field(default_factory=dict)
+    explanations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def read_scores(
     labels = {cell.key: row.label for row in scope.rows for cell in row.cells}
     frame = _in_table_units(cases.assign(label=cases["key"].map(labels)), ASD_COLUMNS[definition])
     scored = set(frame["key"])
-    entrants = tuple(_entrant(row, scored, selection) for row in scope.rows)
+    entrants = tuple(_entrant(row, scored, selection, scope.pairs) for row in scope.rows)
     return Scores(
         frame=frame,
         entrants=entrants,
@@ -224,6 +228,8 @@ def read_scores(
         selection=selection,
         baseline=find_entrant(entrants, baseline).label if baseline else _unadapted(scope),
         synthetic=frozenset(cell.pair for cell in scope.asked if cell.synthetic),
+        marks=scope.pair_marks,
+        explanations=explained(scope.pair_marks),
     )
 
 
@@ -251,9 +257,13 @@ def find_entrant(entrants: Iterable[Entrant], name: str) -> Entrant:
     )
 
 
-def _entrant(row: MethodRow, scored: set[str], selection: str) -> Entrant:
-    missing = frozenset(cell.pair for cell in row.cells if cell.key not in scored)
-    return Entrant(row.label, row.method, row.oracle or selection == "oracle", missing)
+def _entrant(
+    row: MethodRow, scored: set[str], selection: str, pairs: Iterable[tuple[str, str]]
+) -> Entrant:
+    """Return a row as an entrant; a pair that it was not asked for counts as missing."""
+    missing = {cell.pair for cell in row.cells if cell.key not in scored}
+    missing |= {pair for pair in pairs if not row.of_pair(pair)}
+    return Entrant(row.label, row.method, row.oracle or selection == "oracle", frozenset(missing))
 
 
 def _in_table_units(cases: pd.DataFrame, asd_column: str) -> pd.DataFrame:
@@ -541,9 +551,7 @@ def _sentences(frame: pd.DataFrame, scores: Scores) -> tuple[str, ...]:
         )
     if missing:
         sentences.append(f"Left out, cells missing or unscored: {', '.join(missing)}.")
-    if scores.synthetic:
-        sentences.append("§ synthetic images, not of patients.")
-    return tuple(sentences)
+    return (*sentences, *scores.explanations)
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -567,14 +575,14 @@ _TABLE = (
 
 
 def comparison_table(
-    comparison: Comparison, name: str, synthetic: frozenset[Pair] = frozenset()
+    comparison: Comparison, name: str, marks: Mapping[Pair, str] | None = None
 ) -> PlainTable:
     """Return a comparison as a table.
 
     Args:
         comparison: From :func:`compare`.
         name: Stem of its files.
-        synthetic: Pairs to mark as synthetic.
+        marks: What to print behind a pair.
     """
     rows = []
     for row in comparison.frame.to_dict("records"):
@@ -582,7 +590,7 @@ def comparison_table(
         best = " (best)" if row["against"] == "best" else ""
         entries = {
             **row,
-            "pair": pair_text((row["source"], row["target"]), synthetic),
+            "pair": pair_text((row["source"], row["target"]), marks or {}),
             "score": f"{NAMES[row['metric']]} {row['structure']} [{unit}]",
             "comparison": f"{row['label']} vs {row['reference']}{best}",
             "n_images": row["n_images"] or None,
@@ -597,10 +605,10 @@ def plain_value(value: Any) -> Value:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def pair_text(pair: Pair, synthetic: frozenset[Pair] = frozenset()) -> str:
-    """Return a pair as printed, marked if its images are synthetic."""
+def pair_text(pair: Pair, marks: Mapping[Pair, str]) -> str:
+    """Return a pair as printed, with its marks."""
     text = "all pairs" if pair == ("all", "all") else pair_label(pair)
-    return f"{text} §" if pair in synthetic else text
+    return f"{text} {marks.get(pair, '')}".rstrip()
 
 
 def file_name(kind: str, profile: str, selection: str) -> str:
@@ -647,7 +655,7 @@ def write_comparisons(
         if comparison.frame.empty:
             continue
         name = file_name("comparison", profile, selection)
-        table = comparison_table(comparison, name, scores.synthetic)
+        table = comparison_table(comparison, name, scores.marks)
         # Every column, p values with all their digits.
         numbers = comparison.frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
         written += write_texts(out / "tables", name, table, numbers)

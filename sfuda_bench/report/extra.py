@@ -12,6 +12,7 @@ from sfuda_bench.report.plain import PlainTable, write_plain
 from sfuda_bench.report.reproduce import ALL, NOT_COMPARABLE, reproduce, reproduce_table
 from sfuda_bench.report.scope import Scope, read_scope
 from sfuda_bench.report.selection import selection_table
+from sfuda_bench.report.severity import severity_table
 from sfuda_bench.report.thresholds import threshold_table
 from sfuda_bench.report.vcdr import vcdr_table
 from sfuda_bench.report.xray import xray_table
@@ -80,6 +81,11 @@ def extra_tables(scope: Scope) -> tuple[list[PlainTable], list[str]]:
                 f"selection-{name}",
                 partial(selection_table, scope, name),
                 "only the last epoch was scored; sfuda-bench run --track epochs",
+            ),
+            (
+                f"severity-{name}",
+                partial(severity_table, scope, name),
+                "no knob was turned; sfuda-bench run --pairs 'synthetic_a:synthetic_a@blur=0..1/5'",
             ),
         ]
     tables: list[PlainTable] = []

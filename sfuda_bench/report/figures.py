@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,12 @@ from sfuda_bench.report.figures_curves import adaptation_curves, threshold_curve
 from sfuda_bench.report.figures_data import FigureData, load
 from sfuda_bench.report.figures_ranking import critical_difference_figure, rank_stability
 from sfuda_bench.report.figures_scores import heat_map, image_scores, slopes
+from sfuda_bench.report.figures_severity import CAPTION as SEVERITY_CAPTION
+from sfuda_bench.report.figures_severity import TITLES as SEVERITY_TITLES
+from sfuda_bench.report.figures_severity import families, severity_curves
 from sfuda_bench.report.figures_vcdr import bland_altman
+from sfuda_bench.report.scope import read_scope
+from sfuda_bench.report.severity import SeverityScores, on_curves
 from sfuda_bench.running.store import write_bytes
 
 if TYPE_CHECKING:
@@ -144,8 +150,9 @@ def save_figures(
     """Draw and save every figure; see :func:`write_figures`, whose arguments these are."""
     data = load(out, selection, profile)
     saved = []
+    severity = SeverityScores(read_scope(out, selection), data.profile)
     with style.figure_style():
-        for name, kind, title, caption, draw in _drawings(data):
+        for name, kind, title, caption, draw in _drawings(data, severity):
             if note is not None:
                 note(name)
             figure = draw()
@@ -160,7 +167,7 @@ def save_figures(
 
 
 def _drawings(
-    data: FigureData,
+    data: FigureData, severity: SeverityScores
 ) -> Iterator[tuple[str, str, str, str, Callable[[], Figure | None]]]:
     """Give name, heading, title, caption and drawing of every figure, in the order to show."""
     chosen = "" if data.selection == "last" else f"-{style.slug(data.selection)}"
@@ -182,8 +189,20 @@ def _drawings(
             _CRITICAL_DIFFERENCE_CAPTION + how,
             lambda: critical_difference_figure(data),
         )
+    for source, base in families(severity.curves):
+        for part, words in SEVERITY_TITLES.items():
+            yield (
+                f"severity-{part}-{scored}-{style.slug(f'{source}-{base}')}",
+                "Dice over severity",
+                f"{source} → {base} (§ synthetic images, not of patients), {words}",
+                SEVERITY_CAPTION + how,
+                partial(severity_curves, severity, data.lines, (source, base), part),
+            )
+    shown = on_curves((pair.source, pair.target) for pair in data.pairs)
     for kind in _KINDS:
         for position, pair in enumerate(data.pairs):
+            if (pair.source, pair.target) in shown:
+                continue  # dozens of points of curves, each with six figures, would hide the rest
             yield (
                 f"{kind.name}-{scored}-{pair.slug}",
                 kind.heading,

@@ -174,7 +174,7 @@ def load(out: Path, selection: str = "last", profile: str | None = None) -> Figu
         selection=selection,
         thresholds_used=_thresholds_used(used),
         pairs=pairs,
-        lines=tuple(_lines(rows, stored, all_oracle=selection == "oracle")),
+        lines=row_lines(rows, stored, all_oracle=selection == "oracle"),
         cases=_cases(_selected(cases, stored, selection), places),
         eyes=_means(
             _complete(_selected(eyes, stored, selection), places),
@@ -210,6 +210,19 @@ def _pairs(asked: Sequence[AskedCell], *, planned: bool) -> tuple[FigurePair, ..
     synthetic = {cell.pair for cell in asked if cell.synthetic}
     ordered = names if planned else sorted(names)
     return tuple(FigurePair(*pair, synthetic=pair in synthetic) for pair in ordered)
+
+
+def row_lines(
+    rows: Sequence[MethodRow], stored: Mapping[str, CellRecord], *, all_oracle: bool = False
+) -> tuple[Line, ...]:
+    """Return how each row looks.
+
+    Args:
+        rows: In table order.
+        stored: Finished cells by key.
+        all_oracle: Whether the selection itself uses target labels.
+    """
+    return tuple(_lines(rows, stored, all_oracle=all_oracle))
 
 
 def _lines(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from sfuda_bench.report import style
 from sfuda_bench.report.figures_data import FigureData, load
@@ -19,6 +18,7 @@ from sfuda_bench.report.figures_method import PICTURES, method_figure
 from sfuda_bench.report.packs import PackedSplit, contour
 from sfuda_bench.report.records import CellRecord
 from sfuda_bench.report.scope import Scope, read_scope
+from sfuda_bench.running.prediction_files import read_prediction
 from sfuda_bench.running.store import write_bytes
 from sfuda_bench.scoring.codes import STRUCTURES, upsample
 from sfuda_bench.scoring.profiles import get_profile
@@ -168,6 +168,5 @@ def _prob(packed: PackedSplit, cell: CellRecord, place: int) -> np.ndarray:
     maps = []
     for structure in STRUCTURES:
         path = cell.folder / "predictions" / f"{packed.ids[place]}-{structure}.png"
-        with Image.open(path) as image:
-            maps.append(upsample(np.asarray(image), packed.grid))
+        maps.append(upsample(read_prediction(path), packed.grid))
     return np.stack(maps)

@@ -174,7 +174,7 @@ def harm_table(frame: pd.DataFrame, scores: Scores, name: str) -> PlainTable:
     """
     rows = [
         tuple(
-            pair_text((row["source"], row["target"]), scores.synthetic)
+            pair_text((row["source"], row["target"]), scores.marks)
             if column.key == "pair"
             else plain_value(row[column.key])
             for column in _TABLE
@@ -194,8 +194,7 @@ def harm_table(frame: pd.DataFrame, scores: Scores, name: str) -> PlainTable:
             "No cell looks collapsed (predicted area within 10 % to 400 % of the source model's, "
             "at most 20 % empty predictions; no label is read for this)."
         )
-    if scores.synthetic:
-        caption.append("§ synthetic images, not of patients.")
+    caption += scores.explanations
     title = "Harm: images that adaptation made worse."
     return PlainTable(name, title, tuple(caption), _TABLE, tuple(rows), keys=3)
 

@@ -80,6 +80,9 @@ def render_html(data: ReportData, figures: Iterable[SavedFigure], selection: str
         data=data,
         selection=selection,
         synthetic=any(r.block.synthetic for table in data.tables for r in table.rows),
+        label_centred=any(
+            r.block.positions_from_labels for table in data.tables for r in table.rows
+        ),
         groups=_figure_groups(figures),
         # Both are files of ours and hold no stored text.
         css=Markup(css),

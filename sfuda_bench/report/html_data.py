@@ -201,7 +201,7 @@ def _further(
     for profile, (scores, comparison) in compared.items():
         if not comparison.frame.empty:
             name = file_name("comparison", profile, scope.selection)
-            tables.append(comparison_table(comparison, name, scores.synthetic))
+            tables.append(comparison_table(comparison, name, scores.marks))
         harmed = harm(scores)
         if not harmed.empty:
             tables.append(harm_table(harmed, scores, file_name("harm", profile, scope.selection)))

@@ -18,7 +18,7 @@ from sfuda_bench.report.records import (
     read_plan,
     read_scoring,
 )
-from sfuda_bench.running.store import SCHEMA, read_json, write_json
+from sfuda_bench.running.store import SCHEMA, read_json, write_json, write_sealed
 
 _CARRIED = ("sources/*/*", "artefacts/*/*")
 
@@ -145,4 +145,4 @@ def _join_plans(cells: Mapping[Path, Sequence[CellRecord]], out: Path) -> None:
             asked.setdefault(cell.key, cell)
     names = [field.name for field in fields(AskedCell)]
     rows = [{name: getattr(cell, name) for name in names} for cell in asked.values()]
-    write_json(out / "plans" / "last.json", {"cells": rows})
+    write_sealed(out / "plans" / "last.json", {"cells": rows})

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfuda_bench.report.render import escape_latex
-from sfuda_bench.report.scope import ORACLE_MARK, SYNTHETIC_MARK
+from sfuda_bench.report.render import escape_latex, escape_markdown
+from sfuda_bench.report.scope import LABEL_CENTER_MARK, ORACLE_MARK, SYNTHETIC_MARK
 from sfuda_bench.report.summary import MISSING
 from sfuda_bench.running.store import write_bytes
 
 Value = str | int | float | None
 _CSV_DECIMALS = 6
+_MARKS = {ORACLE_MARK, SYNTHETIC_MARK, LABEL_CENTER_MARK}
 _LONG, _WIDE = 40, 8  # rows that fit a page, columns that fit its width
 _MM_PER_LETTER, _MM_PER_COLUMN = 1.9, 5.0
-_MARKDOWN = str.maketrans({"|": r"\|", "*": r"\*", "<": "&lt;", "`": r"\`", "\n": " "})
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def to_markdown(table: PlainTable) -> str:
     """Return a Markdown document: title, table, caption."""
     headers, rows = printed(table)
     marks = ["---" if place < table.keys else "---:" for place in range(len(headers))]
-    lines = [_pipe([text.translate(_MARKDOWN) for text in headers]), _pipe(marks)]
-    lines += [_pipe([text.translate(_MARKDOWN) for text in row]) for row in rows]
-    sentences = [text.translate(_MARKDOWN) for text in table.caption]
-    return "\n".join([f"**{table.title}**", "", *lines, "", *sentences, ""])
+    lines = [_pipe([*map(escape_markdown, headers)]), _pipe(marks)]
+    lines += [_pipe([*map(escape_markdown, row)]) for row in rows]
+    sentences = [*map(escape_markdown, table.caption)]
+    return "\n".join([f"**{escape_markdown(table.title)}**", "", *lines, "", *sentences, ""])
 
 
 def to_latex(table: PlainTable) -> str:
@@ -238,7 +238,8 @@ def _machine(value: Value) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.{_CSV_DECIMALS}f}"
-    return str(value).removesuffix(f" {ORACLE_MARK}").removesuffix(f" {SYNTHETIC_MARK}")
+    text, space, marks = str(value).rpartition(" ")
+    return text if space and marks and set(marks) <= _MARKS else str(value)
 
 
 def _pipe(entries: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ def ranking_table(scores: Scores, name: str) -> PlainTable | None:
     for panel in panels(scores, (_METRIC,)):
         labels = [label for label in ranked if label in panel.scores]
         if len(labels) >= _FEWEST and panel.structure in PARTS:
-            rows += _panel_rows(panel, labels, pair_text(panel.pair, scores.synthetic))
+            rows += _panel_rows(panel, labels, pair_text(panel.pair, scores.marks))
     if not rows:
         return None
     caption = (
@@ -59,6 +59,7 @@ def ranking_table(scores: Scores, name: str) -> PlainTable | None:
         "Holm-adjusted over all pairs of methods. Where the three disagree, the order depends on "
         "the scheme and not on the methods.",
         f"Scoring profile {scores.profile}, selection {scores.selection}.",
+        *scores.explanations,
     )
     title = "Rankings in three schemes, and how stable they are."
     return PlainTable(name, title, caption, _COLUMNS, tuple(rows), keys=3)

@@ -29,6 +29,9 @@ CASE_COLUMNS = (
     "empty_truth",
 )
 
+_NEW_IN_PLANS = "positions_from_labels"  # plans of earlier versions lack it
+_ONLY_IN_PLANS = ("preset", _NEW_IN_PLANS)
+
 
 @dataclass(frozen=True)
 class CellRecord:
@@ -89,9 +92,12 @@ class CellRecord:
 class AskedCell:
     """One cell that a run asked for, finished or not.
 
-    Attributes are those of the same names in :class:`CellRecord`, and the preset under which
-    the cell was asked for; empty where no run is known. A cell itself has none: its settings are
-    what it is known by, and two presets may share it.
+    Attributes are those of the same names in :class:`CellRecord`, and two that only a plan knows:
+
+    Attributes:
+        preset: Under which the cell was asked for; empty where no run is known. A cell itself has
+            none: its settings are what it is known by, and two presets may share it.
+        positions_from_labels: Whether the crops of either domain are centred on annotations.
     """
 
     key: str
@@ -106,6 +112,7 @@ class AskedCell:
     protocol: str
     synthetic: bool
     preset: str = ""
+    positions_from_labels: bool = False
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -207,7 +214,10 @@ def read_plan(out: Path) -> list[AskedCell] | None:
         return None
     names = [field.name for field in fields(AskedCell)]
     try:
-        return [AskedCell(**{n: cell[n] for n in names}) for cell in read_json(path)["cells"]]
+        return [
+            AskedCell(**{n: cell[n] for n in names if n in cell or n != _NEW_IN_PLANS})
+            for cell in read_json(path)["cells"]
+        ]
     except (KeyError, TypeError, StoreSchemaError) as error:
         raise StoreSchemaError(
             f"{path}: damaged plan ({error})", hint=f"delete {path}; all stored cells are shown"
@@ -216,7 +226,7 @@ def read_plan(out: Path) -> list[AskedCell] | None:
 
 def asked_from(cells: Sequence[CellRecord]) -> list[AskedCell]:
     """Return stored cells as if a run had asked for exactly them."""
-    names = [field.name for field in fields(AskedCell) if field.name != "preset"]
+    names = [field.name for field in fields(AskedCell) if field.name not in _ONLY_IN_PLANS]
     return [AskedCell(**{name: getattr(cell, name) for name in names}) for cell in cells]
 
 

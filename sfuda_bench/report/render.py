@@ -36,15 +36,19 @@ _LATEX = {
     "†": r"$^{\dagger}$",
     "‡": r"$^{\ddagger}$",
     "§": r"\S{}",
+    "¶": r"\P{}",
     "\N{GREEK SMALL LETTER ALPHA}": r"$\alpha$",
     "\N{GREEK SMALL LETTER BETA}": r"$\beta$",
     "\N{GREEK SMALL LETTER GAMMA}": r"$\gamma$",
     "\N{GREEK SMALL LETTER LAMDA}": r"$\lambda$",
     "\N{GREEK SMALL LETTER TAU}": r"$\tau$",
-    "\n": " ",
 }
-_ESCAPES = str.maketrans(_LATEX)
-_MARKDOWN = str.maketrans({"|": r"\|", "*": r"\*", "<": "&lt;", "`": r"\`", "\n": " "})
+_CONTROL = {code: " " for code in (*range(32), *range(127, 160))}
+_ESCAPES = {**_CONTROL, **str.maketrans(_LATEX)}
+_MARKDOWN = {
+    **_CONTROL,
+    **str.maketrans({"\\": r"\\", "|": r"\|", "*": r"\*", "<": "&lt;", "`": r"\`"}),
+}
 
 # Millimetres of a page that holds a standalone table on one sheet: numbers, caption and margins,
 # and what a row adds in height and a letter of the longest label in width.
@@ -111,17 +115,17 @@ def to_markdown(table: Table) -> str:
     columns = [f"{column.group} {column.name}" for column in table.columns]
     header = ["pair", "method", *columns]
     lines = [
-        f"**{_markdown(table.title)}**",
+        f"**{escape_markdown(table.title)}**",
         "",
         _markdown_row(header),
         _markdown_row(["---", "---", *["---:"] * len(columns)]),
     ]
     for block in table.blocks:
         for position, row in enumerate(block.rows):
-            pair = _markdown(_block_label(block)) if position == 0 else ""
+            pair = escape_markdown(block.marked_label) if position == 0 else ""
             entries = [_markdown_cell(cell) for cell in row.cells]
-            lines.append(_markdown_row([pair, _markdown(_row_label(row)), *entries]))
-    return "\n".join([*lines, "", *(_markdown(sentence) for sentence in table.caption), ""])
+            lines.append(_markdown_row([pair, escape_markdown(_row_label(row)), *entries]))
+    return "\n".join([*lines, "", *(escape_markdown(sentence) for sentence in table.caption), ""])
 
 
 def to_csv(table: Table) -> str:
@@ -165,7 +169,7 @@ def to_rich(table: Table) -> RichTable:
         )
     for block in table.blocks:
         drawn.add_section()
-        drawn.add_row(Text(_block_label(block), style="italic"))
+        drawn.add_row(Text(block.marked_label, style="italic"))
         for row in block.rows:
             drawn.add_row(Text(f"  {_row_label(row)}"), *(_rich_cell(cell) for cell in row.cells))
     return drawn
@@ -181,6 +185,7 @@ _CSV_COLUMNS = (
     "protocol",
     "oracle",
     "synthetic",
+    "positions_from_labels",
     "strictness",
     "runs",
     "runs_asked",
@@ -202,6 +207,7 @@ def _csv_identity(table: Table, block: Block, row: Row) -> list[str]:
         row.protocol,
         str(row.oracle).lower(),
         str(block.synthetic).lower(),
+        str(block.positions_from_labels).lower(),
         row.strictness,
         row.runs,
         row.runs_asked,
@@ -214,10 +220,6 @@ def _csv_identity(table: Table, block: Block, row: Row) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
-
-
-def _block_label(block: Block) -> str:
-    return f"{block.label} §" if block.synthetic else block.label
 
 
 def _row_label(row: Row) -> str:
@@ -245,7 +247,7 @@ def _latex_header(columns: tuple[Column, ...]) -> list[str]:
 
 
 def _latex_block(block: Block, width: int) -> list[str]:
-    label = escape_latex(_block_label(block))
+    label = escape_latex(block.marked_label)
     lines = [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{label}}}}} \\"]
     ranked = [row for row in block.rows if not row.oracle]
     oracle = [row for row in block.rows if row.oracle]
@@ -270,8 +272,10 @@ def _latex_cell(cell: Cell) -> str:
     return rf"{mean} $\pm$ {cell.std_text}{tie}" if cell.std_text else f"{mean}{tie}"
 
 
-def _markdown(text: str) -> str:
-    return text.translate(_MARKDOWN)
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it stands."""
+    # Square brackets stay readable; a link needs a parenthesis right after them.
+    return text.translate(_MARKDOWN).replace("](", "]\\(")
 
 
 def _markdown_row(entries: list[str]) -> str:

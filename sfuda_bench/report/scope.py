@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from sfuda_bench.report.rows import MethodRow, Pair, method_rows
 
 ORACLE_MARK = "†"
 SYNTHETIC_MARK = "§"
+LABEL_CENTER_MARK = "¶"
+LABEL_CENTER_WORDS = "crops centred on annotated discs: position comes from labels"
+LABEL_CENTER_SENTENCE = f"{LABEL_CENTER_MARK} {LABEL_CENTER_WORDS}."
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,16 @@ class Scope:
         sentences = []
         if self.selection == "oracle" or any(row.oracle for row in self.rows):
             sentences.append(f"{ORACLE_MARK} uses target labels (oracle).")
-        if any(cell.synthetic for cell in self.asked):
-            sentences.append(f"{SYNTHETIC_MARK} synthetic images, not of patients.")
-        return tuple(sentences)
+        return (*sentences, *explained(self.pair_marks))
+
+    @property
+    def pair_marks(self) -> dict[Pair, str]:
+        """The marks of those pairs that have any."""
+        return pair_marks(self.asked)
 
     def pair_name(self, pair: Pair) -> str:
-        """Return how tables print a pair, marked if it is synthetic."""
-        synthetic = any(cell.synthetic for cell in self.asked if cell.pair == pair)
-        return f"{pair_label(pair)} {SYNTHETIC_MARK}" if synthetic else pair_label(pair)
+        """Return how tables print a pair, with its marks."""
+        return f"{pair_label(pair)} {self.pair_marks.get(pair, '')}".rstrip()
 
     def row_name(self, row: MethodRow) -> str:
         """Return how tables print a row, marked if it uses target labels."""
@@ -108,6 +113,26 @@ def read_scope(out: Path, selection: str = "last") -> Scope:
 def chosen(cell: CellRecord, selection: str) -> str:
     """Return the selection to read: a cell without a trained epoch has its last one only."""
     return selection if cell.epochs else "last"
+
+
+def pair_marks(asked: Iterable[AskedCell]) -> dict[Pair, str]:
+    """Return the marks of those pairs whose images are synthetic or cut out by labels."""
+    found: dict[Pair, str] = {}
+    for cell in asked:
+        marks = SYNTHETIC_MARK * cell.synthetic + LABEL_CENTER_MARK * cell.positions_from_labels
+        if marks:
+            found[cell.pair] = marks
+    return found
+
+
+def explained(marks: Mapping[Pair, str]) -> tuple[str, ...]:
+    """Return what the marks of pairs mean, for a caption."""
+    used = "".join(marks.values())
+    meanings = (
+        (SYNTHETIC_MARK, f"{SYNTHETIC_MARK} synthetic images, not of patients."),
+        (LABEL_CENTER_MARK, LABEL_CENTER_SENTENCE),
+    )
+    return tuple(sentence for mark, sentence in meanings if mark in used)
 
 
 def pair_label(pair: Pair) -> str:

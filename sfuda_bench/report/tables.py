@@ -25,6 +25,7 @@ from sfuda_bench.report.records import (
     read_scoring,
 )
 from sfuda_bench.report.rows import MethodRow, Pair, method_rows
+from sfuda_bench.report.scope import LABEL_CENTER_MARK, SYNTHETIC_MARK
 from sfuda_bench.report.summary import (
     METRICS,
     MISSING,
@@ -169,12 +170,20 @@ class Block:
         pair: Source and target; ``None`` for the average over pairs.
         synthetic: Whether either domain is synthetic.
         rows: One per method.
+        positions_from_labels: Whether the crops of either domain are centred on annotations.
     """
 
     label: str
     pair: Pair | None
     synthetic: bool
     rows: tuple[Row, ...]
+    positions_from_labels: bool = False
+
+    @property
+    def marked_label(self) -> str:
+        """The label as printed, with its marks."""
+        marks = SYNTHETIC_MARK * self.synthetic + LABEL_CENTER_MARK * self.positions_from_labels
+        return f"{self.label} {marks}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -364,9 +373,14 @@ def _pair_block(
     rows: Iterable[MethodRow],
     cases: Mapping[str, CellCases],
 ) -> Block:
-    synthetic = any(cell.synthetic for cell in asked if cell.pair == pair)
-    block_rows = tuple(_pair_row(row, pair, cases) for row in rows)
-    return Block(f"{pair[0]} → {pair[1]}", pair, synthetic, block_rows)
+    cells = [cell for cell in asked if cell.pair == pair]
+    return Block(
+        f"{pair[0]} → {pair[1]}",
+        pair,
+        any(cell.synthetic for cell in cells),
+        tuple(_pair_row(row, pair, cases) for row in rows),
+        any(cell.positions_from_labels for cell in cells),
+    )
 
 
 def _pair_row(row: MethodRow, pair: Pair, cases: Mapping[str, CellCases]) -> Row:
@@ -393,7 +407,8 @@ def _average_block(rows: Sequence[MethodRow], blocks: Sequence[Block]) -> Block:
         columns = zip(*(pair_row.cells for pair_row in in_pairs), strict=True)
         averaged.append(_row(row, [_average([cell.mean for cell in column]) for column in columns]))
     synthetic = any(block.synthetic for block in blocks)
-    return Block(AVERAGE_LABEL, None, synthetic, tuple(averaged))
+    from_labels = any(block.positions_from_labels for block in blocks)
+    return Block(AVERAGE_LABEL, None, synthetic, tuple(averaged), from_labels)
 
 
 def _average(means: Sequence[float | None]) -> Statistic:

@@ -7,6 +7,7 @@ is not used at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -110,7 +111,7 @@ class Checkpoints:
         about = {
             "identity": self._identity,
             "epoch": epoch,
-            "sha256": model_sha256(tensors),
+            "sha256": _sum(epoch, skeleton, tensors),
             "skeleton": skeleton,
         }
         write_bytes(self._path, save(tensors, metadata={"checkpoint": json.dumps(about)}))
@@ -136,7 +137,7 @@ class Checkpoints:
             with safe_open(self._path, framework="pt") as file:
                 about = json.loads(file.metadata()["checkpoint"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            if model_sha256(tensors) != about["sha256"]:
+            if _sum(about["epoch"], about["skeleton"], tensors) != about["sha256"]:
                 raise ValueError("other bytes than were written")
             return int(about["epoch"]), _unflatten(about["skeleton"], tensors)
         except _DAMAGED as error:
@@ -225,14 +226,21 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _sum(epoch: int, skeleton: Any, tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of all that a checkpoint holds; its scalars may be NaN."""
+    text = json.dumps([epoch, skeleton, model_sha256(tensors)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _flatten(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     """Return JSON that stands for a nested state; its tensors go into ``tensors`` by path.
 
     Containers become ``[kind, content]``: keys may be integers, and tuples stay tuples.
     """
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return ["tensor", path]
+        name = f"{len(tensors)}{path}"  # unique also where keys hold slashes, or are 1 and "1"
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return ["tensor", name]
     if isinstance(value, Mapping):
         items = [[key, _flatten(v, tensors, f"{path}/{key}")] for key, v in value.items()]
         return ["dict", items]

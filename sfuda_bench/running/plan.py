@@ -6,7 +6,7 @@ Every key is known before anything is trained. Planning decodes and packs the im
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,9 @@ from sfuda_bench.blocks.resample import scaled_side
 from sfuda_bench.datasets import (
     Domain,
     canonical_name,
+    dataset_knobs,
     domain_index,
+    materialise_derived,
     materialise_synthetic,
     read_domain,
 )
@@ -31,12 +33,13 @@ from sfuda_bench.running.request import RunRequest, recordable
 from sfuda_bench.running.score import needs_scoring, score_key
 from sfuda_bench.running.source_import import find_source
 from sfuda_bench.running.sources import SOURCE_TEST_BEST, source_key
-from sfuda_bench.running.store import SCHEMA, Store, read_json, stored_records, write_json
+from sfuda_bench.running.store import SCHEMA, Store, read_json, stored_records, write_sealed
 from sfuda_bench.scoring.profiles import get_profile
 from sfuda_bench.scoring.scorer import SCORER_VERSION
 from sfuda_bench.selectors import Pair, parse_pairs
 from sfuda_bench.setting_layers import check_pair_names
 from sfuda_bench.settings import fallback_notes
+from sfuda_bench.severity import is_derived
 from sfuda_bench.tunable import keyed_values
 
 _ENGINE = "core"
@@ -86,6 +89,7 @@ class CellPlan:
     oracle_scoring: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     preset: str = ""
+    positions_from_labels: bool = False
 
     @property
     def name(self) -> str:
@@ -200,7 +204,10 @@ class _Planner:
     def plan(self) -> Plan:
         without_images = [name for name in self.given if name not in self.folders]
         check_pair_names(self.settings.pair_values, [*self.folders, *without_images])
-        pairs = parse_pairs(self.request.pairs, list(self.folders), canonical_name, without_images)
+        pairs = parse_pairs(
+            self.request.pairs, list(self.folders), canonical_name, without_images, dataset_knobs
+        )
+        self._draw({end for pair in pairs for end in (pair.source, pair.target)})
         for method in self.request.methods:
             check = METHODS.get(method).check
             if check is not None:
@@ -244,6 +251,11 @@ class _Planner:
                     f"({native} px files) to {large} px"
                 )
         return notes
+
+    def _draw(self, names: Iterable[str]) -> None:
+        """Draw the derived domains among these, beside the built-in ones but not among them."""
+        for name in sorted(set(names) - self.folders.keys() - self.given.keys()):
+            self.folders[name] = materialise_derived(self.store.root / "synthetic/derived", name)
 
     def domain(self, name: str) -> Domain:
         """Return a domain, read when the first pair needs it: others may be incomplete."""
@@ -335,6 +347,7 @@ class _Planner:
             "precision": self.precision,
             "data_digest": data,
             "source_dir": str(folder),
+            "checkpoint_every": self.request.checkpoint_every,
         }
         if not blocked and not (folder / "card.json").is_file():
             job["train"] = self._labelled(domain, "train", size)
@@ -383,7 +396,9 @@ class _Planner:
         adapted_on_split = "train" if protocol == "offline" else "test"
         images[adapted_on_split] |= self._large(spec, config, pair.target, adapted_on_split)
         key_fields = self._key_fields(spec, config, source, protocol, seed, digests)
-        if spec.oracle:  # its model does not depend on the pair's source; its cell must
+        if spec.oracle or _is_drawn(pair):
+            # An oracle's model does not depend on the pair's source, and two derived domains may
+            # have equal images (other masks only); their cells must differ.
             key_fields["pair"] = str(pair)
         key = digest(key_fields)
         folder = self.store.cell(spec.name, pair.source, pair.target, key)
@@ -406,6 +421,7 @@ class _Planner:
             "record": sorted(records),
             "keep_model": self.request.keep_models,
             "code_digest": code_digest(Path(spec.origin)),
+            "checkpoint_every": self.request.checkpoint_every,
         }
         state, reason, warnings = self._state(folder, source, job)
         scoring: tuple[Mapping[str, Any], ...] = ()
@@ -430,6 +446,11 @@ class _Planner:
             oracle_scoring=self._oracle_scoring(pair.target, key, folder, records, protocol),
             warnings=warnings,
             preset=self.settings.preset,
+            positions_from_labels=any(
+                self.domain(name).positions_from_labels
+                for name in (pair.source, pair.target)
+                if name in self.folders
+            ),
         )
 
     def _large(self, spec: MethodSpec, config: Any, domain: str, split: str) -> dict[str, str]:
@@ -523,6 +544,7 @@ class _Planner:
             "config": config_json(self.settings.config_for(spec.name, pair)),
             "source_key": source.key,
             "digests": dict(digests),
+            "key_fields": dict(fields),
         }
 
     def _state(
@@ -664,7 +686,7 @@ class _Planner:
         todo = [cell.method for cell in cells if cell.state == "todo"]
         if not todo or any(method not in times for method in todo):
             return None
-        return sum(median(times[method]) for method in todo) / max(1, self.request.jobs)
+        return sum(median(times[method]) for method in todo) / self.request.at_once
 
 
 def merge_plans(plans: Sequence[Plan]) -> Plan:
@@ -726,11 +748,21 @@ def scoring_todo(cell: CellPlan) -> list[Mapping[str, Any]]:
 def record_plan(plan: Plan) -> None:
     """Remember which cells the newest run asked for, so that tables show what is missing.
 
-    The preset stands here and not in the cells: two presets may share a cell, whose settings
-    are what it is known by.
+    What stands here and not in the cells: the preset, because two presets may share a cell, whose
+    settings are what it is known by; and whether crops are centred on annotations, because equal
+    images give equal cells wherever the images came from.
     """
-    asked = [{**cell.job["cell"], "preset": cell.preset} for cell in plan.cells]
-    write_json(plan.store.root / "plans" / "last.json", {"cells": asked})
+    asked = [asked_record(cell) for cell in plan.cells]
+    write_sealed(plan.store.root / "plans" / "last.json", {"cells": asked})
+
+
+def asked_record(cell: CellPlan) -> dict[str, Any]:
+    """Return what a plan remembers of a cell: more than the cell itself will say."""
+    return {
+        **cell.job["cell"],
+        "preset": cell.preset,
+        "positions_from_labels": cell.positions_from_labels,
+    }
 
 
 def check_disk(plan: Plan) -> None:
@@ -772,9 +804,15 @@ def _domain_folders(request: RunRequest, store: Store) -> dict[str, Path]:
     return domain_index(root)
 
 
-def _precision(request: RunRequest) -> str:
-    from sfuda_bench.running.runtime import resolve_device, resolve_precision
+def _is_drawn(pair: Pair) -> bool:
+    """Whether an end of a pair is a derived domain: a generated one with its knobs turned."""
+    return any(is_derived(end) and dataset_knobs(end) for end in (pair.source, pair.target))
 
+
+def _precision(request: RunRequest) -> str:
+    from sfuda_bench.running.runtime import resolve_device, resolve_precision, visible_gpus
+
+    visible_gpus(request.gpus, request.device)  # refused before anything is packed
     return resolve_precision(request.settings.precision, resolve_device(request.device).type)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from torch import Tensor, nn
 
 from sfuda_bench.errors import DataError, StoreSchemaError
 from sfuda_bench.images.augment import augment_source
+from sfuda_bench.images.packed import load_pack
 from sfuda_bench.images.resident import ResidentImages, batch_indices, normalise
 from sfuda_bench.networks.registry import NETWORKS
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.checkpoint import Checkpoints, checkpoints_of
+from sfuda_bench.running.code_digest import code_digest
 from sfuda_bench.running.keys import derive_seed, digest, model_sha256
 from sfuda_bench.running.predict import predict
 from sfuda_bench.running.runtime import autocast
+from sfuda_bench.running.seals import check_listed_file
 from sfuda_bench.running.store import Store, write_json
 from sfuda_bench.running.streams import Streams
 from sfuda_bench.scoring.codes import decode
@@ -97,6 +101,7 @@ def train_source(
     precision: str,
     emit: Emit,
     test: LabelledSet | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[SegmentationNetwork, dict[str, Any]]:
     """Train a segmentation network on labelled source images.
 
@@ -112,6 +117,7 @@ def train_source(
         emit: Called with (stage, epoch, epochs).
         test: The ``test`` split, on which ``source_test_best`` chooses; nothing is held out of
             ``train`` then.
+        checkpoints: Where finished epochs are kept until the model is committed.
 
     Returns:
         The selected network in eval mode, and facts for its card.
@@ -135,11 +141,13 @@ def train_source(
     fitting, validation, threshold = _parts(train, train_large, test, recipe)
     trainer = _Trainer(network, optimizer, fitting, recipe, streams, device, precision)
     best = _Best()
-    updates, epoch = 0, 0
+    carried = {"network": network, "optimizer": optimizer, "best": best}
+    epoch = 0 if checkpoints is None else checkpoints.begin(carried)
+    updates = epoch * trainer.steps
     while not _finished(recipe, epoch, updates, best):
         epoch += 1
-        loss, steps = trainer.epoch(epoch, crop=train.images.shape[1])
-        updates += steps
+        loss = trainer.epoch(epoch, crop=train.images.shape[1])
+        updates += trainer.steps
         emit("training", epoch, recipe.epochs)
         if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
             score = mean_dice(network, validation, device, precision)[threshold]
@@ -147,6 +155,8 @@ def train_source(
             _log.info(
                 "epoch %d updates %d loss %.4f validation dice %s", epoch, updates, loss, score
             )
+        if checkpoints is not None:
+            checkpoints.offer(epoch, carried)
     if recipe.selection != "last":
         network.load_state_dict(best.state)
     facts = {
@@ -188,6 +198,12 @@ class _Best:
         self.state: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+
     def offer(self, score: float, epoch: int, updates: int, network: nn.Module) -> None:
         self.history.append({"epoch": epoch, "updates": updates, "dice": round(score, 6)})
         if score > self.score:
@@ -219,8 +235,13 @@ class _Trainer:
         self.images = ResidentImages(self.data.images, self.device)
         self.masks = torch.from_numpy(self.data.masks).to(self.device)
 
-    def epoch(self, epoch: int, crop: int) -> tuple[float, int]:
-        """Train one epoch and return the mean loss and the number of updates."""
+    @property
+    def steps(self) -> int:
+        """Updates in one epoch."""
+        return len(batch_indices(len(self.images), self.recipe.batch_size))
+
+    def epoch(self, epoch: int, crop: int) -> float:
+        """Train one epoch and return the mean loss."""
         self.streams.begin(epoch)
         self._set_lr(epoch)
         self.network.train()
@@ -240,7 +261,7 @@ class _Trainer:
             loss.backward()
             self.optimizer.step()
             total += float(loss.detach())
-        return total / len(batches), len(batches)
+        return total / len(batches)
 
     def _set_lr(self, epoch: int) -> None:
         """Drop the rate once: lr * factor from the drop epoch on, not compounded."""
@@ -306,6 +327,7 @@ def compute_source(job: dict[str, Any], store: Store, device: torch.device, emit
     started = time.time()
     network_settings = NetworkSettings(**job["network"])
     recipe = SourceRecipe(**job["recipe"])
+    checkpoints = checkpoints_of(job, store, device, code_digest(Path(__file__)))
     train = _load_set(job["train"])
     same = job["train_large"] == job["train"]
     train_large = train if same else _load_set(job["train_large"])
@@ -321,6 +343,7 @@ def compute_source(job: dict[str, Any], store: Store, device: torch.device, emit
         precision=job["precision"],
         emit=emit,
         test=test,
+        checkpoints=checkpoints,
     )
     state = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
@@ -353,7 +376,8 @@ def compute_source(job: dict[str, Any], store: Store, device: torch.device, emit
 
 
 def _load_set(paths: dict[str, str]) -> LabelledSet:
-    return LabelledSet(np.load(paths["images"]), np.load(paths["masks"]).astype(bool))
+    images, masks = (load_pack(Path(paths[kind])) for kind in ("images", "masks"))
+    return LabelledSet(np.array(images), masks.astype(bool))
 
 
 def load_source_model(
@@ -367,6 +391,7 @@ def load_source_model(
     # The stored weights replace whatever the encoder started from: nothing is downloaded again.
     network = NETWORKS.get(settings.name).build(settings.encoder, None)
     path = folder / "model.safetensors"
+    check_listed_file(path)
     try:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfuda_bench.errors import CellsFailed, UsageError
+from sfuda_bench.errors import CellsFailed, StoreSchemaError, UsageError
 from sfuda_bench.registry import did_you_mean
 from sfuda_bench.running.store import Store, read_json, write_bytes
 from sfuda_bench.search.cells import Flags
@@ -129,9 +129,22 @@ def study_status(given: str, out: Path, storage: str | None = None) -> dict[str,
     names = [n for n in optuna.get_all_study_names(opened) if n.rpartition(".")[0] == name]
     if not names:
         raise UsageError(f"{folder}: no study of this name", hint=f"sfuda-bench study run {given}")
-    methods = [_method_status(optuna.load_study(study_name=n, storage=opened), folder)
-               for n in names]  # fmt: skip
+    with _reading(folder):
+        methods = [_method_status(optuna.load_study(study_name=n, storage=opened), folder)
+                   for n in names]  # fmt: skip
     return {"study": name, "folder": str(folder), "methods": methods}
+
+
+@contextmanager
+def _reading(what: Path) -> Iterator[None]:
+    """Turn what goes wrong with records of another shape into an error that names them."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StoreSchemaError(
+            f"{what}: damaged records of a study ({type(error).__name__}: {error})",
+            hint="remove the study's folder and run it again; its cells stay",
+        ) from error
 
 
 def _method_status(study: Any, folder: Path) -> dict[str, Any]:
@@ -233,13 +246,14 @@ def export_study(
             hint=f"sfuda-bench study run {given} --out {out}",
         )
     result = read_json(folder / "result.json")
-    method = _method_of(name, list(result["documents"]), method)
-    document = result["documents"][method]
-    points, numbers = _points(name, folder, result, method, trial, pair)
-    comment = export_comment(name, result["objective"], numbers, document)
-    if trial is None:
-        comment.append(f"Information: {result['information']}.")
-    text = to_toml(settings_of(document), method, points, comment)
+    with _reading(folder / "result.json"):
+        method = _method_of(name, list(result["documents"]), method)
+        document = result["documents"][method]
+        points, numbers = _points(name, folder, result, method, trial, pair)
+        comment = export_comment(name, result["objective"], numbers, document)
+        if trial is None:
+            comment.append(f"Information: {result['information']}.")
+        text = to_toml(settings_of(document), method, points, comment)
     if to is not None:
         write_bytes(to, text.encode())
     return text

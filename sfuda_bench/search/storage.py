@@ -6,16 +6,17 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from sfuda_bench.errors import EnvironmentProblem, UsageError
+from sfuda_bench.errors import EnvironmentProblem, SfudaError, UsageError
+from sfuda_bench.running.seals import sealed, unsealed
 from sfuda_bench.running.store import write_bytes
 
 if TYPE_CHECKING:
@@ -57,6 +58,33 @@ class FlockLock(JournalFileOpenLock):
             self._handle = None
 
 
+class SealedJournal(JournalFileBackend):
+    """A journal whose lines carry a seal, so that a damaged one is never taken for a trial.
+
+    Lines of earlier versions have none; they are read as they are.
+
+    Args:
+        journal: The journal file.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal), lock_obj=FlockLock(journal))
+        self._journal = journal
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append lines, each with its seal."""
+        super().append_logs([sealed(log) for log in logs])
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Yield lines without their seals.
+
+        Raises:
+            StoreSchemaError: A line is not what was written.
+        """
+        for log in super().read_logs(log_number_from):
+            yield unsealed(self._journal, log)
+
+
 def _drop_torn_line(journal: Path) -> None:
     """Cut a journal after its last complete line."""
     with journal.open("r+b") as file:
@@ -93,10 +121,11 @@ def open_storage(folder: Path, url: str | None, *, create: bool = True) -> BaseS
             f"{folder}: no journal of trials", hint="with trials on a server: --storage URL"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    backend = JournalFileBackend(str(journal), lock_obj=FlockLock(journal))
     try:
-        return optuna.storages.JournalStorage(backend)
-    except (ValueError, KeyError) as error:
+        return optuna.storages.JournalStorage(SealedJournal(journal))
+    except (OSError, SfudaError):
+        raise
+    except Exception as error:  # what replays the lines trusts them
         raise EnvironmentProblem(
             f"{journal}: damaged ({error})", hint="remove the study's folder; its cells stay"
         ) from error

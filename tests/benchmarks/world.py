@@ -17,6 +17,7 @@ from sfuda_bench.images.resident import ResidentImages
 from sfuda_bench.methods import METHODS
 from sfuda_bench.networks.registry import NETWORKS
 from sfuda_bench.networks.taps import SegmentationNetwork
+from sfuda_bench.running.counting import ImageCount
 from sfuda_bench.running.frozen import FrozenContext
 from sfuda_bench.running.streams import Streams
 from sfuda_bench.running.target import TargetImages
@@ -66,6 +67,7 @@ def frozen_task(network: SegmentationNetwork, target: TargetImages) -> FrozenCon
         streams=target.streams,
         emit=lambda *_: None,
         stage="benchmark",
+        count=ImageCount(),
     )
 
 

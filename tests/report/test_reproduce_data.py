@@ -169,7 +169,8 @@ def test_table_1_with_a_stand_in_is_run_and_printed(
     assert document["stand_ins"] == {"refuge_val": "refuge_train"}
     assert set(document["missing"]) == {"rim_one_r3", "refuge_val"}
     assert document["run"] == {
-        "cells": 2, "computed": 2, "reused": 0, "failed": 0, "out": str(out),
+        "cells": 2, "computed": 2, "reused": 0, "failed": 0, "not_run": 0,
+        "failures": [], "out": str(out),
     }  # fmt: skip
     cell = next(out.glob("cells/cpr/*/*/cell.json"))
     # The stand-in has the iterations of the pair that it stands for.

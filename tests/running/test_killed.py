@@ -1,7 +1,7 @@
 """A run that is killed again and again ends in the store of a run that nobody disturbed.
 
-Real processes: the whole group of the run is killed at random instants. SFUDA_KILLS=200 asks for
-more of them than the default.
+Real processes: the whole group of the run, or one of its workers, is killed at random instants.
+SFUDA_KILLS=200 asks for more kills than the default, SFUDA_KILL_SEED=1 for other instants.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import pytest
 from sfuda_bench.running.store_digest import store_contents, store_digest
 
 KILLS = int(os.environ.get("SFUDA_KILLS", "25"))
-METHODS = "source_only,bn_adapt,entropy_min,dpl,cpr"
+METHODS = "source_only,entropy_min,cpr"
+EPOCHS = ("entropy_min.epochs", "cpr.epochs", "cpr.head_epochs")
 INTERRUPTED = 130
 LIMIT = 120  # seconds until something must have happened, however slow the machine is
 
@@ -30,11 +32,11 @@ class Runs:
     """Starts the same command over one data root and any store."""
 
     def __init__(self, bench: Any, tiny: Path) -> None:
-        settings = [*bench.base, "entropy_min.epochs=3", "dpl.epochs=3", "cpr.head_epochs=3"]
+        settings = [*bench.base, *(f"{name}=3" for name in EPOCHS)]
         self.arguments = [
-            *("--methods", METHODS, "--pairs", "toy_a:toy_b,toy_b:toy_a"),
+            *("--methods", METHODS, "--pairs", "toy_a:toy_b"),
             *("--data-root", str(bench.data), "--plugin", str(tiny), "--preset", "small"),
-            *("--device", "cpu", "--jobs", "1", "--track", "epochs", "--checkpoint-every", "0"),
+            *("--device", "cpu", "--jobs", "1", "--record", "epochs", "--checkpoint-every", "0"),
             *(word for setting in settings for word in ("--set", setting)),
         ]
 
@@ -69,27 +71,59 @@ def _kill(runs: Runs, out: Path, draw: random.Random, seconds: float) -> bool:
     if draw.random() < 0.8:  # the rest dies at any time, while it starts too
         _began(out, process, before)
     time.sleep(draw.uniform(0, seconds))
-    with_mercy = draw.random() < 0.2
-    if process.poll() is not None:
-        assert process.returncode == 0, out.with_suffix(".log").read_text()[-3000:]
+    kind = draw.choices(["group", "mercy", "worker"], [0.55, 0.2, 0.25])[0]
+    children = _children(process.pid)
+    if process.poll() is not None or (kind == "worker" and not children):
+        assert process.wait(timeout=2 * LIMIT) == 0, out.with_suffix(".log").read_text()[-3000:]
         return False
-    os.killpg(process.pid, signal.SIGTERM if with_mercy else signal.SIGKILL)
-    code = process.wait(timeout=LIMIT)
-    assert code in ((INTERRUPTED, 0, -signal.SIGTERM) if with_mercy else (-signal.SIGKILL,))
-    _alone(process.pid)
+    if kind == "worker":  # the run must survive that by itself
+        _kill_one(draw.choice(children))
+    else:
+        os.killpg(process.pid, signal.SIGTERM if kind == "mercy" else signal.SIGKILL)
+    code = process.wait(timeout=2 * LIMIT)
+    assert code in EXPECTED[kind], out.with_suffix(".log").read_text()[-3000:]
+    _gone(children)
     return True
 
 
-def _alone(group: int) -> None:
-    """Wait until every process of a group is gone: none may go on computing for nobody."""
+EXPECTED = {
+    "group": (-signal.SIGKILL,),
+    "mercy": (
+        INTERRUPTED,
+        0,
+        -signal.SIGTERM,
+    ),  # at the very end, or before anything could catch it
+    "worker": (0,),
+}
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in words]
+
+
+def _kill_one(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _gone(pids: Sequence[int]) -> None:
+    """Wait until these processes are gone: none may go on computing for nobody."""
     end = time.monotonic() + LIMIT
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
+    while alive := [pid for pid in pids if _lives(pid)]:
+        assert time.monotonic() < end, f"processes {alive} live on"
         time.sleep(0.05)
-    raise AssertionError(f"processes of group {group} live on")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"  # a zombie waits for its parent and computes nothing
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from sfuda_bench.running.own import adapt as module
 from sfuda_bench.running.own.adapt import AdaptRequest, adapt
 from sfuda_bench.running.own.evidence import KEEP, UNCHANGED, USE, evidence
 from sfuda_bench.running.own.models import find_model
+from sfuda_bench.running.store import read_json
 from sfuda_bench.scoring.validators import COLLAPSED, PRIMARY
 
 
@@ -86,7 +87,7 @@ def test_the_bytes_are_those_of_a_run(
     card = run_method(own, out, progress)
     assert card["adapted_model_sha256"] == reference.sha != reference.source_sha
     assert model_sha256(load_file(out)) == reference.sha
-    assert json.loads(out.with_suffix(".json").read_text()) == card
+    assert read_json(out.with_suffix(".json")) == card
     assert sorted(p.name for p in out.parent.iterdir()) == ["adapted.json", "adapted.safetensors"]
     assert card["source"]["model_sha256"] == reference.source_sha
     assert card["images"] == {
@@ -346,7 +347,7 @@ def test_the_command_works_in_a_worker_and_prints_one_document(
     document = json.loads(printed.out)
     assert code in (0, 6)
     assert (code == 6) == bool(document["card"]["evidence"]["collapsed"]["adapted"])
-    assert document["card"] == json.loads(out.with_suffix(".json").read_text())
+    assert document["card"] == read_json(out.with_suffix(".json"))
     assert "ADVICE: nothing changed" in printed.err
     assert "no accuracy" in printed.err
 

@@ -18,6 +18,7 @@ from sfuda_bench.running.funnel import funnel_values, write_pseudo_labels
 from sfuda_bench.running.label_files import read_pseudo_labels
 from sfuda_bench.running.plan import scoring_todo
 from sfuda_bench.running.request import RECORDS, check_records
+from sfuda_bench.running.store import read_json
 from sfuda_bench.running.train_scores import profile_dice as dice_of
 from sfuda_bench.scoring.profiles import PROFILES, get_profile
 from sfuda_bench.scoring.scorer import score_set
@@ -62,7 +63,7 @@ def test_validators_see_the_source_model_every_epoch_and_the_final_model(bench: 
 def test_every_validator_has_a_selection_and_the_chosen_epoch_is_written(bench: Any) -> None:
     folder = bench.run("dpl", record=frozenset({"epochs", "validators"})).folder
     cases = read_parquet(folder / "cases-standard.parquet")
-    chosen = read(folder / "selections.json")
+    chosen = read_json(folder / "selections.json")
     assert set(chosen) <= set(cases["selection"])
     assert "label-free:primary" in chosen
     epochs = read_parquet(folder / "epochs-standard.parquet")

@@ -41,6 +41,7 @@ class Cell:
     key: str
     seed: int = 0
     source_seed: int = 0
+    positions_from_labels: bool = False
 
 
 @dataclass(frozen=True)

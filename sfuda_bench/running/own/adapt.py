@@ -35,7 +35,7 @@ from sfuda_bench.running.own.models import (
 from sfuda_bench.running.plan import CellPlan, Plan, build_plan
 from sfuda_bench.running.recording import inference_seed
 from sfuda_bench.running.request import RunRequest
-from sfuda_bench.running.store import Busy, Store, read_json, write_bytes, write_json
+from sfuda_bench.running.store import Busy, Store, read_json, write_bytes, write_sealed
 from sfuda_bench.settings import Settings, explain, resolve
 
 CARD_SCHEMA = 1
@@ -440,5 +440,5 @@ def _origins(settings: Settings, pair: str) -> dict[str, Any]:
 
 def _write(out: Path, cell: Path, card: Mapping[str, Any]) -> None:
     """Write card and model, the model last: where it is, it is whole and described."""
-    write_json(out.with_suffix(".json"), card)
+    write_sealed(out.with_suffix(".json"), card)
     write_bytes(out, (cell / "model.safetensors").read_bytes())

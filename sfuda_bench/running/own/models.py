@@ -18,6 +18,7 @@ from sfuda_bench.running.keys import file_digest, model_sha256
 from sfuda_bench.running.source_import import load_network
 from sfuda_bench.running.store import Store, read_json
 from sfuda_bench.settings import Inference, NetworkSettings
+from sfuda_bench.tunable import build_config
 
 ADAPTED = "adapted model"
 """The ``kind`` in the card of a model that was adapted to one's own images."""
@@ -110,6 +111,7 @@ def find_model(path: Path) -> OwnModel:
             f"{card_file}: the card of a model without {', '.join(lacking)}",
             hint=f"restore the card, or move it away and name the network of {file.name}",
         )
+    _check_card(card_file, card)
     if model_sha256(read_state(file, "--model", "check the path")) != card[_DIGESTS[kind]]:
         raise StoreSchemaError(
             f"--model {file}: other weights than those that {card_file.name} describes",
@@ -131,10 +133,33 @@ def run_like(model: OwnModel, card: Path) -> OwnModel:
             f"--card {card}: not the card of an adapted model",
             hint="give the .json that was written beside it",
         )
+    _check_card(card, found)
     network = NetworkSettings(**found["network"])
     if model.network is not None:
         network_of(model, network.name, network.encoder)
     return replace(model, card={name: found[name] for name in _SETTINGS if name in found})
+
+
+def _check_card(file: Path, card: Mapping[str, Any]) -> None:
+    """Check the kinds of what a card says of how its model is run.
+
+    Raises:
+        StoreSchemaError: Something that no card holds; the message names the card.
+    """
+    try:
+        build_config(NetworkSettings, dict(card["network"]), owner="network")
+        build_config(Inference, dict(card.get("inference", {})), owner="inference")
+        for name in ("image_size", "roi_crop_px", "inference_seed"):
+            number = card.get(name)
+            if number is not None and (type(number) is not int or number < 0):
+                raise ValueError(f"{name} = {number!r}")
+        if card.get("precision", "float32") not in ("float32", "bfloat16"):
+            raise ValueError(f"precision = {card['precision']!r}")
+    except (UsageError, ValueError, TypeError, KeyError) as error:
+        raise StoreSchemaError(
+            f"{file}: a damaged card: {error}",
+            hint="restore the card, or move it away and name the network with --network",
+        ) from error
 
 
 def _card_of(file: Path) -> tuple[Kind, Path | None]:
@@ -152,10 +177,7 @@ def _card_of(file: Path) -> tuple[Kind, Path | None]:
 
 def _is_adapted(card: Path) -> bool:
     """Whether a JSON file is a card of ours; another file of that name is none of our business."""
-    try:
-        return read_json(card).get("kind") == ADAPTED
-    except StoreSchemaError:
-        return False
+    return ADAPTED.encode() in card.read_bytes()  # a damaged one must not pass for none
 
 
 def load_own(

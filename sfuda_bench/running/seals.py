@@ -1,0 +1,125 @@
+"""Whether a stored file is what was written: seals in records, manifests beside results.
+
+A record that lies outside a manifest carries a digest of its own fields, its seal. What a
+manifest lists is compared with it when it is read. Stores of earlier versions have neither for
+some files; those are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from sfuda_bench.errors import StoreSchemaError
+
+_SEAL = "seal"
+_MANIFEST = "manifest.json"
+_LISTING_PARENTS = 3  # predictions/epoch-001/x.png lies two folders below its manifest
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with its seal."""
+    return {**value, _SEAL: _digest(value)}
+
+
+def unsealed(path: Path, value: Mapping[str, Any], *, checked: bool = True) -> dict[str, Any]:
+    """Return a record without its seal.
+
+    Args:
+        path: Where it was read, for messages.
+        value: The record, with or without a seal.
+        checked: Whether the seal must be right.
+
+    Raises:
+        StoreSchemaError: The record is not what was sealed.
+    """
+    record = {name: part for name, part in value.items() if name != _SEAL}
+    if checked and _SEAL in value and value[_SEAL] != _digest(record):
+        raise changed(path)
+    return record
+
+
+def check_listed(path: Path, data: bytes) -> None:
+    """Compare the bytes of a file with the manifest of its folder, if there is one.
+
+    Raises:
+        StoreSchemaError: The manifest lists other bytes, or cannot be read.
+    """
+    expected = listed_digest(path)
+    if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+        raise changed(path)
+
+
+def check_listed_file(path: Path) -> None:
+    """As :func:`check_listed`, for a file that is too large to be read at once.
+
+    Raises:
+        StoreSchemaError: The manifest lists other bytes, or cannot be read.
+    """
+    expected = listed_digest(path)
+    if expected is None or not path.is_file():
+        return
+    with path.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+            raise changed(path)
+
+
+def listed_digest(path: Path) -> str | None:
+    """Return the sha256 that the manifest of a committed folder lists for a file of it.
+
+    Raises:
+        StoreSchemaError: The manifest cannot be read.
+    """
+    for folder in path.parents[:_LISTING_PARENTS]:
+        manifest = folder / _MANIFEST
+        try:
+            status = manifest.stat()
+        except OSError:
+            continue
+        nested = folder != path.parent
+        read = _read_all if nested else _read_top
+        return read(manifest, status.st_mtime_ns, status.st_size).get(
+            path.relative_to(folder).as_posix()
+        )
+    return None
+
+
+def changed(path: Path) -> StoreSchemaError:
+    """Return the error for a file whose content is not what was written."""
+    return StoreSchemaError(
+        f"{path}: damaged: not what was written",
+        hint=f"delete the folder {path.parent} and run the same command again",
+    )
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))  # keys become text before they are sorted
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _read_top(manifest: Path, modified: int, size: int) -> dict[str, str]:
+    """Return what lies directly in the folder: little, even of thousands of cells."""
+    found = _read_all(manifest, modified, size)
+    return {name: digest for name, digest in found.items() if "/" not in name}
+
+
+@lru_cache(maxsize=8)
+def _read_all(manifest: Path, modified: int, size: int) -> dict[str, str]:
+    try:
+        files = json.loads(manifest.read_bytes())["files"]
+        if all(_SHA256.fullmatch(digest) for digest in files.values()):
+            return dict(files)
+        problem = "a digest is not 64 hexadecimal digits"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise StoreSchemaError(
+        f"{manifest}: damaged or unreadable ({problem})",
+        hint=f"delete the folder {manifest.parent} and run the same command again",
+    )
