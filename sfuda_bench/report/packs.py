@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfuda_bench.errors import DataError
+from sfuda_bench.images.packed import load_pack
 from sfuda_bench.report import style
 from sfuda_bench.running.store import read_json
 
@@ -64,11 +65,11 @@ class PackedSplit:
 
     @cached_property
     def _images(self) -> Array:
-        return np.asarray(np.load(self.images_path, mmap_mode="r"))
+        return np.asarray(load_pack(self.images_path))
 
     @cached_property
     def _masks(self) -> Array:
-        return np.asarray(np.load(self.masks_path, mmap_mode="r"))
+        return np.asarray(load_pack(self.masks_path))
 
     @property
     def grid(self) -> int:
