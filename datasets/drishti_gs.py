@@ -13,6 +13,7 @@ from sfuda_bench.datasets import (
     RawLayout,
     SoftMasks,
     register,
+    structure_files,
 )
 
 _EYE = r"(?P<eye>drishtiGS_\d+)"
@@ -29,20 +30,16 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     eyes = []
     for key, photograph in photographs.items():
         name = photograph.groups["eye"]
-        have = key in cups and key in discs
-        missing = [
-            f"{name}_{kind}segSoftmap.png"
-            for kind, found in (("cup", cups), ("OD", discs))
-            if key not in found
-        ]
+        expected = [f"{name}_{kind}segSoftmap.png" for kind in ("cup", "OD")]
+        pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
             RawEye(
                 name,
                 photograph.path,
-                masks=(SoftMasks(cups[key].path, discs[key].path, graders=4),) if have else (),
+                masks=(SoftMasks(*pair, graders=4),) if pair else (),
                 split=side.get(name),
                 graders_vcdr=_ratios(files, ratios.get(key)),
-                missing=tuple(missing),
+                missing=missing,
             )
         )
     return RawDomain(

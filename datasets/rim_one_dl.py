@@ -9,6 +9,7 @@ from sfuda_bench.datasets import (
     RawFiles,
     RawLayout,
     register,
+    structure_files,
 )
 
 _EYE = r"(?P<eye>r\d_Im\d+)"
@@ -25,20 +26,16 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     eyes = []
     for key, photograph in photographs.items():
         name = photograph.groups["eye"]
-        have = key in cups and key in discs
-        missing = [
-            f"{name}-1-{kind}-T.png"
-            for kind, found in (("Cup", cups), ("Disc", discs))
-            if key not in found
-        ]
+        expected = [f"{name}-1-{kind}-T.png" for kind in ("Cup", "Disc")]
+        pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
             RawEye(
                 name,
                 photograph.path,
-                masks=(BinaryMasks(cups[key].path, discs[key].path),) if have else (),
+                masks=(BinaryMasks(*pair),) if pair else (),
                 split="train" if photograph.groups["part"].lower() == "training" else "test",
                 stratum=photograph.groups["group"].lower(),
-                missing=tuple(missing),
+                missing=missing,
             )
         )
     return RawDomain(

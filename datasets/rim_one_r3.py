@@ -12,6 +12,7 @@ from sfuda_bench.datasets import (
     RawFiles,
     RawLayout,
     register,
+    structure_files,
 )
 
 _EYE = r"(?P<eye>[NGS]-\d+-[LR])"
@@ -28,21 +29,17 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     eyes = []
     for key, photograph in files.index(rf"Stereo Images/{_EYE}\.(?:jpg|jpeg|png|bmp|tif)").items():
         name = photograph.groups["eye"]
-        have = key in cups and key in discs
-        missing = [
-            f"{name}-{kind}-{choice.expert}.png"
-            for kind, found in (("Cup", cups), ("Disc", discs))
-            if key not in found
-        ]
+        expected = [f"{name}-{kind}-{choice.expert}.png" for kind in ("Cup", "Disc")]
+        pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
             RawEye(
                 name,
                 photograph.path,
-                masks=(BinaryMasks(cups[key].path, discs[key].path),) if have else (),
+                masks=(BinaryMasks(*pair),) if pair else (),
                 split=side.get(name),
                 stratum=name[0],
                 left_half=True,
-                missing=tuple(missing),
+                missing=missing,
             )
         )
     return RawDomain(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -225,6 +225,28 @@ class RawFiles(Protocol):
 
     def image_mask_folder(self, values: Mapping[int, Tissue] | None = None) -> RawDomain:
         """Read a plain image + mask folder; ``values`` as in :class:`LabelMask`."""
+
+
+def structure_files(
+    key: str,
+    cups: Mapping[str, RawFile],
+    discs: Mapping[str, RawFile],
+    expected: Sequence[str],
+) -> tuple[tuple[str, str] | None, tuple[str, ...]]:
+    """Find the files of one eye where each structure has its own.
+
+    Args:
+        key: The eye, as in :meth:`RawFiles.index`.
+        cups: Files of the cup by eye.
+        discs: Files of the disc by eye.
+        expected: What the two files of this eye are called, cup first.
+
+    Returns:
+        The paths of both, cup first, or ``None``; and the names of those that are missing.
+    """
+    found = zip(expected, (cups, discs), strict=True)
+    missing = tuple(name for name, files in found if key not in files)
+    return (None if missing else (cups[key].path, discs[key].path)), missing
 
 
 @dataclass(frozen=True)
