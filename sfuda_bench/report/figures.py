@@ -19,7 +19,6 @@ from sfuda_bench.report.figures_severity import families, severity_curves
 from sfuda_bench.report.figures_vcdr import bland_altman
 from sfuda_bench.report.scope import read_scope
 from sfuda_bench.report.severity import SeverityScores, on_curves
-from sfuda_bench.running.store import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,9 +158,7 @@ def save_figures(
             if figure is None:
                 continue
             style.freeze_layout(figure)
-            paths = tuple(out / "figures" / f"{name}.{extension}" for extension in style.FORMATS)
-            for path, extension in zip(paths, style.FORMATS, strict=True):
-                write_bytes(path, style.encode(figure, extension))
+            paths = tuple(style.save(figure, out / "figures", name))
             saved.append(SavedFigure(kind, title, caption, paths))
     return saved
 

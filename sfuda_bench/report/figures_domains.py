@@ -19,7 +19,6 @@ from sfuda_bench.report.scope import (
     LABEL_CENTER_WORDS,
     SYNTHETIC_MARK,
 )
-from sfuda_bench.running.store import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +46,7 @@ def write_domain_figures(
         domains: From :func:`~sfuda_bench.report.domains.measure_root`.
         note: Told the name of each figure before it is drawn.
     """
-    written = []
+    written: list[Path] = []
     with style.figure_style():
         for name, draw in _drawings(domains):
             if note is not None:
@@ -56,10 +55,7 @@ def write_domain_figures(
             if figure is None:
                 continue
             style.freeze_layout(figure)
-            for extension in style.FORMATS:
-                path = out / "figures" / f"{style.slug(name)}.{extension}"
-                write_bytes(path, style.encode(figure, extension))
-                written.append(path)
+            written += style.save(figure, out / "figures", style.slug(name))
     return written
 
 

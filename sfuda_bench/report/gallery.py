@@ -19,7 +19,6 @@ from sfuda_bench.report.packs import PackedSplit, contour
 from sfuda_bench.report.records import CellRecord
 from sfuda_bench.report.scope import Scope, read_scope
 from sfuda_bench.running.prediction_files import read_prediction
-from sfuda_bench.running.store import write_bytes
 from sfuda_bench.scoring.codes import STRUCTURES, upsample
 from sfuda_bench.scoring.profiles import get_profile
 
@@ -59,16 +58,10 @@ def write_gallery(
             name = f"gallery-{style.slug(data.profile)}-{pair.slug}"
             if note is not None:
                 note(name)
-            written += _save(out, name, _draw(out, data, scope, position, threshold))
+            figure = _draw(out, data, scope, position, threshold)
+            written += style.save(figure, out / "gallery", name)
             written += _method_figures(out, data, scope, position, note)
     return written
-
-
-def _save(out: Path, name: str, figure: Figure) -> list[Path]:
-    paths = [out / "gallery" / f"{name}.{extension}" for extension in style.FORMATS]
-    for path, extension in zip(paths, style.FORMATS, strict=True):
-        write_bytes(path, style.encode(figure, extension))
-    return paths
 
 
 def _method_figures(
@@ -94,7 +87,7 @@ def _method_figures(
         if note is not None:
             note(name)
         if figure is not None:
-            written += _save(out, name, figure)
+            written += style.save(figure, out / "gallery", name)
     return written
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from sfuda_bench.report.records import (
     read_cells,
     read_plan,
 )
-from sfuda_bench.running.store import Store, read_json
+from sfuda_bench.running.store import Store, lock_owner, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -154,28 +152,9 @@ def _state(store: Store, cell: AskedCell) -> str:
     if (store.cell(cell.method, cell.source, cell.target, cell.key) / "cell.json").is_file():
         return "done"
     attempt = store.attempt(cell.key)
-    if _is_locked(attempt / "lock"):
+    if lock_owner(attempt / "lock") is not None:
         return "running"
     return "failed" if (attempt / "error.json").is_file() else "todo"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock.
-
-    The shared lock asked for here is given back at once; a worker that tries in between takes
-    the cell for busy and comes back to it.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _failure(attempt: Path) -> dict[str, Any]:
@@ -207,7 +186,7 @@ def _other_failures(
     """
     failures = []
     for path in sorted((store.root / "attempts").glob("*/error.json")):
-        if path.parent.name in asked or _is_locked(path.with_name("lock")):
+        if path.parent.name in asked or lock_owner(path.with_name("lock")) is not None:
             continue
         failure = _failure(path.parent)
         is_cell = failure["target"] not in (None, "?")

@@ -8,7 +8,10 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sfuda_bench.running.store import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +91,18 @@ def encode(figure: Figure, extension: str) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format=extension, metadata=_METADATA[extension])
     return stream.getvalue()
+
+
+def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write a figure in every one of :data:`FORMATS`, inside :func:`figure_style`.
+
+    Returns:
+        The files, in the order of the formats.
+    """
+    paths = [folder / f"{stem}.{extension}" for extension in FORMATS]
+    for path, extension in zip(paths, FORMATS, strict=True):
+        write_bytes(path, encode(figure, extension))
+    return paths
 
 
 def set_title(figure: Figure, title: str) -> None:

@@ -18,7 +18,6 @@ import pandas as pd
 
 from sfuda_bench.errors import UsageError
 from sfuda_bench.report import style
-from sfuda_bench.running.store import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,13 +52,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         folder: Where files go.
         name: Stem of the files.
     """
-    paths = []
     with style.figure_style():
         style.freeze_layout(figure)
-        for extension in style.FORMATS:
-            paths.append(folder / f"{style.slug(name)}.{extension}")
-            write_bytes(paths[-1], style.encode(figure, extension))
-    return paths
+        return style.save(figure, folder, style.slug(name))
 
 
 # -- Optuna studies -------------------------------------------------------------------------------

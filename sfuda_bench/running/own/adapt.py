@@ -30,6 +30,7 @@ from sfuda_bench.running.own.models import (
     OwnModel,
     describe,
     find_model,
+    is_kind,
     network_of,
 )
 from sfuda_bench.running.plan import CellPlan, Plan, build_plan
@@ -166,7 +167,7 @@ def _check_out(request: AdaptRequest, model: OwnModel, found: ImageFolder) -> No
     if out.exists() and os.path.realpath(out) == os.path.realpath(model.file):
         raise UsageError(f"--out {out} is the source model itself", hint="choose another --out")
     card = out.with_suffix(".json")
-    ours = card.is_file() and _kind(card) == ADAPTED
+    ours = is_kind(card, ADAPTED)
     for path in (out, card):
         if path.exists() and not ours:
             raise UsageError(
@@ -181,16 +182,8 @@ def _check_out(request: AdaptRequest, model: OwnModel, found: ImageFolder) -> No
         )
 
 
-def _kind(card: Path) -> object:
-    try:
-        return read_json(card).get("kind")
-    except errors.StoreSchemaError:
-        return None
-
-
 def _inside(path: Path, folder: Path) -> bool:
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _settings(request: AdaptRequest, spec: MethodSpec, model: OwnModel) -> Settings:

@@ -91,6 +91,14 @@ class OwnModel:
         return str(self.card["key"])
 
 
+def is_kind(record: Path, kind: str) -> bool:
+    """Whether a JSON file is there, can be read, and is a record of this ``kind`` of ours."""
+    try:
+        return record.is_file() and read_json(record).get("kind") == kind
+    except StoreSchemaError:
+        return False
+
+
 def find_model(path: Path) -> OwnModel:
     """Open a file of weights, or the folder of a stored model, and check it against its card.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from sfuda_bench.errors import StoreSchemaError, UsageError
+from sfuda_bench.errors import UsageError
 from sfuda_bench.images.decode import Uint8, central_window, resize_image
 from sfuda_bench.images.resident import ResidentImages
 from sfuda_bench.registry import load_plugin_file
@@ -36,13 +36,14 @@ from sfuda_bench.running.own.images import (
 from sfuda_bench.running.own.models import (
     OwnModel,
     find_model,
+    is_kind,
     load_own,
     network_of,
     run_like,
 )
 from sfuda_bench.running.predict import inference_batch, predict
 from sfuda_bench.running.runtime import resolve_device, resolve_precision
-from sfuda_bench.running.store import read_json, write_bytes, write_json
+from sfuda_bench.running.store import write_bytes, write_json
 from sfuda_bench.scoring.codes import STRUCTURES, upsample
 from sfuda_bench.scoring.postprocess import PostProcessing, postprocess
 from sfuda_bench.scoring.profiles import get_profile
@@ -266,7 +267,7 @@ def _check_folder(out: Path, found: ImageFolder) -> None:
         )
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: a file, expected a folder", hint="choose another --out")
-    if _is_ours(out / MARKER):
+    if is_kind(out / MARKER, PREDICTIONS):
         return
     names = [TABLE, MARKER, *(f"{path.stem}.png" for path in found.files)]
     taken = [name for name in names if (out / name).exists()]
@@ -276,13 +277,6 @@ def _check_folder(out: Path, found: ImageFolder) -> None:
             "by hand",
             hint="choose another --out",
         )
-
-
-def _is_ours(marker: Path) -> bool:
-    try:
-        return marker.is_file() and read_json(marker).get("kind") == PREDICTIONS
-    except StoreSchemaError:
-        return False
 
 
 def _marker(
