@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class SfudaError(Exception):
     """An error whose message is shown to the user without a traceback.
@@ -69,3 +74,16 @@ class StoreSchemaError(SfudaError):
     """A result store written under another schema, or damaged."""
 
     exit_code = 7
+
+
+def spoilt(path: Path, problem: str) -> StoreSchemaError:
+    """Return the error for a file of a result that cannot be used: computing it again helps.
+
+    Args:
+        path: The file, in the folder of its result.
+        problem: What is wrong with it, e.g. ``damaged``.
+    """
+    return StoreSchemaError(
+        f"{path}: {problem}",
+        hint=f"delete the folder {path.parent} and run the same command again",
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.errors import StoreSchemaError, spoilt
 from sfuda_bench.running.seals import changed, check_listed
 from sfuda_bench.running.store import read_json, retract, write_bytes, write_sealed
 
@@ -66,10 +66,7 @@ def read_parquet(path: Path, *, checked: bool = True) -> pd.DataFrame:
         raise
     except Exception as error:  # the decoder raises many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreSchemaError(
-            f"{path}: damaged or unreadable parquet ({reason})",
-            hint=f"delete the folder {path.parent} and run the same command again",
-        ) from error
+        raise spoilt(path, f"damaged or unreadable parquet ({reason})") from error
 
 
 def write_scored(record: Path, fields: Mapping[str, Any], frames: Mapping[str, Any]) -> None:

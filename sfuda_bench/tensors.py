@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.errors import StoreSchemaError, spoilt
 from sfuda_bench.running.seals import check_listed
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -48,9 +48,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-def read_tensors(
-    path: Path, *, checked: bool = True
-) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def read_tensors(path: Path, *, checked: bool = True) -> Tensors:
     """Return dtype, shape and bytes of each tensor: a JSON header gives their offsets.
 
     Args:
@@ -73,10 +71,7 @@ def read_tensors(
         *(OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError),
         RecursionError,
     ) as error:
-        raise StoreSchemaError(
-            f"{path}: damaged tensors ({error})",
-            hint=f"delete the folder {path.parent} and run the same command again",
-        ) from error
+        raise spoilt(path, f"damaged tensors ({error})") from error
 
 
 def _cut(header: Mapping[str, Any], data: bytes) -> Tensors:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sfuda_bench.errors import StoreSchemaError, UsageError
+from sfuda_bench.errors import UsageError, spoilt
 from sfuda_bench.frames import read_parquet
 from sfuda_bench.report.records import (
     AskedCell,
@@ -345,10 +345,7 @@ def _read_all(cells: Iterable[CellRecord], name: str, columns: Sequence[str]) ->
         frame = read_parquet(path)
         missing = [column for column in columns if column not in frame.columns]
         if missing:
-            raise StoreSchemaError(
-                f"{path}: lacks the columns {', '.join(missing)}",
-                hint=f"delete the folder {path.parent} and run the same command again",
-            )
+            raise spoilt(path, f"lacks the columns {', '.join(missing)}")
         parts.append(frame.assign(key=cell.key))
     parts = [part for part in parts if len(part)]
     if not parts:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sfuda_bench.errors import StoreSchemaError, UsageError
+from sfuda_bench.errors import StoreSchemaError, UsageError, spoilt
 from sfuda_bench.frames import read_parquet
 from sfuda_bench.running.store import SCHEMA, read_json
 
@@ -232,15 +232,12 @@ def asked_from(cells: Sequence[CellRecord]) -> list[AskedCell]:
 
 def _read_cell(path: Path) -> CellRecord:
     record = read_json(path)
-    hint = f"delete the folder {path.parent} and run the same command again"
     if record.get("schema", SCHEMA) != SCHEMA:
-        raise StoreSchemaError(
-            f"{path}: schema {record['schema']!r}, this version reads schema {SCHEMA}", hint=hint
-        )
+        raise spoilt(path, f"schema {record['schema']!r}, this version reads schema {SCHEMA}")
     names = [field.name for field in fields(CellRecord) if field.name not in ("folder", "record")]
     missing = [name for name in names if name not in record]
     if missing:
-        raise StoreSchemaError(f"{path}: lacks {', '.join(missing)}", hint=hint)
+        raise spoilt(path, f"lacks {', '.join(missing)}")
     return CellRecord(path.parent, record, **{name: record[name] for name in names})
 
 
@@ -252,8 +249,5 @@ def _read_cell_cases(cell: CellRecord, profile: str) -> pd.DataFrame:
     if not missing and cases.duplicated(["selection", "image", "structure"]).any():
         problem = "names an image and structure twice"
     if problem:
-        raise StoreSchemaError(
-            f"{path}: {problem}",
-            hint=f"delete the folder {path.parent} and run the same command again",
-        )
+        raise spoilt(path, problem)
     return cases.assign(key=cell.key)

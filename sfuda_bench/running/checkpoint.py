@@ -72,7 +72,7 @@ class Checkpoints:
 
     def exist(self) -> bool:
         """Whether there is something to go on from; what another identity left is removed."""
-        found = [path for path in self._folder.glob("loop-*") if self._is_ours(path)]
+        found = [path for path in self._folder.glob("loop-*") if self._about(path)]
         if not found:
             shutil.rmtree(self._folder, ignore_errors=True)
         return bool(found)
@@ -122,20 +122,24 @@ class Checkpoints:
     def _path(self) -> Path:
         return self._folder / f"loop-{self._loop}.safetensors"
 
-    def _is_ours(self, path: Path) -> bool:
+    def _about(self, path: Path) -> dict[str, Any] | None:
+        """Return what a checkpoint says of itself, if it is there and of this identity."""
+        if not path.is_file():
+            return None
         try:
             with safe_open(path, framework="pt") as file:
-                return bool(json.loads(file.metadata()["checkpoint"])["identity"] == self._identity)
+                about: dict[str, Any] = json.loads(file.metadata()["checkpoint"])
+            return about if about["identity"] == self._identity else None
         except _DAMAGED as error:
             _log.warning("%s is not used: %s", path, error)
-            return False
+            return None
 
     def _read(self) -> tuple[int, dict[str, Any]] | None:
-        if not self._path.is_file() or not self._is_ours(self._path):
+        about = self._about(self._path)
+        if about is None:
             return None
         try:
             with safe_open(self._path, framework="pt") as file:
-                about = json.loads(file.metadata()["checkpoint"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             if _sum(about["epoch"], about["skeleton"], tensors) != about["sha256"]:
                 raise ValueError("other bytes than were written")

@@ -33,6 +33,30 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def score_key(
+    cell_key: str,
+    mask_digest: str,
+    profile_fields: Mapping[str, Any],
+    engine: str,
+    average_last: int | None,
+    scorer_version: int,
+) -> str:
+    """Return the key of one scoring: the cell, the masks, the profile and the scorer.
+
+    ``average_last`` is ``None`` for a cell without tracked epochs, where it means nothing.
+    """
+    fields: dict[str, Any] = {
+        "cell": cell_key,
+        "masks": mask_digest,
+        "profile": profile_fields,
+        "scorer": scorer_version,
+        "engine": engine,
+    }
+    if average_last is not None:
+        fields["average_last"] = average_last
+    return digest(fields)
+
+
 def model_sha256(state: Mapping[str, Tensor]) -> str:
     """Return the digest of a state dict: sorted names, dtypes, shapes, little-endian bytes.
 

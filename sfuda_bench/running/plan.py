@@ -28,9 +28,9 @@ from sfuda_bench.methods import METHODS, MethodSpec
 from sfuda_bench.networks.registry import NETWORKS
 from sfuda_bench.registry import load_plugin_file
 from sfuda_bench.running.code_digest import code_digest
-from sfuda_bench.running.keys import digest, file_digest
+from sfuda_bench.running.keys import digest, file_digest, score_key
 from sfuda_bench.running.request import RunRequest, recordable
-from sfuda_bench.running.score import needs_scoring, score_key
+from sfuda_bench.running.score import needs_scoring
 from sfuda_bench.running.source_import import find_source
 from sfuda_bench.running.sources import SOURCE_TEST_BEST, source_key
 from sfuda_bench.running.store import SCHEMA, Store, read_json, stored_records, write_sealed
@@ -595,7 +595,14 @@ class _Planner:
         return tuple(
             {
                 "kind": "score",
-                "key": score_key(key, masks["digest"], profile, _ENGINE, average_last),
+                "key": score_key(
+                    key,
+                    masks["digest"],
+                    profile.digest_fields(),
+                    _ENGINE,
+                    average_last,
+                    SCORER_VERSION,
+                ),
                 "record": f"scores-{profile.name}.json",
                 "cell_dir": str(folder),
                 "profile": profile.name,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.errors import spoilt
 
 
 class _Word:
@@ -147,10 +147,7 @@ def check_shape(path: Path, record: Mapping[str, Any]) -> None:
     shape = ({}, _SCORES) if scored else _SHAPES.get(path.name)
     problem = _wrong(record, shape, "") if shape else ""
     if problem:
-        raise StoreSchemaError(
-            f"{path}: damaged: {problem}",
-            hint=f"delete the folder {path.parent} and run the same command again",
-        )
+        raise spoilt(path, f"damaged: {problem}")
 
 
 def _wrong(value: Any, shape: Any, name: str) -> str:

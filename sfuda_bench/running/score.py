@@ -12,10 +12,10 @@ import pandas as pd
 from sfuda_bench.errors import StoreSchemaError
 from sfuda_bench.frames import frame_digest, read_parquet, write_scored
 from sfuda_bench.images.packed import load_pack, stems_of
-from sfuda_bench.running.keys import digest
+from sfuda_bench.running.keys import score_key
 from sfuda_bench.running.predict import read_predictions
 from sfuda_bench.running.store import read_json, write_sealed
-from sfuda_bench.scoring.profiles import Profile, get_profile
+from sfuda_bench.scoring.profiles import get_profile
 from sfuda_bench.scoring.scorer import (
     SCORER_VERSION,
     average_selections,
@@ -25,25 +25,6 @@ from sfuda_bench.scoring.scorer import (
 from sfuda_bench.scoring.validators import COLLAPSED, PRIMARY, PRIMARY_NAME, choose
 
 _IDENTITY = ("method", "source", "target", "source_seed", "seed")
-
-
-def score_key(
-    cell_key: str, mask_digest: str, profile: Profile, engine: str, average_last: int | None
-) -> str:
-    """Return the key of one scoring: the cell, the masks, the profile and the scorer.
-
-    ``average_last`` is ``None`` for a cell without tracked epochs, where it means nothing.
-    """
-    fields: dict[str, Any] = {
-        "cell": cell_key,
-        "masks": mask_digest,
-        "profile": profile.digest_fields(),
-        "scorer": SCORER_VERSION,
-        "engine": engine,
-    }
-    if average_last is not None:
-        fields["average_last"] = average_last
-    return digest(fields)
 
 
 def needs_scoring(cell_dir: Path, job: Mapping[str, Any]) -> bool:
@@ -107,7 +88,14 @@ def score_cell(job: Mapping[str, Any]) -> None:
         "evaluation_grid": int(masks.shape[-1]),
         "mask_digest": mask_digest,
         "average_last": average_last,
-        "score_key": score_key(cell["key"], mask_digest, profile, job["engine"], average_last),
+        "score_key": score_key(
+            cell["key"],
+            mask_digest,
+            profile.digest_fields(),
+            job["engine"],
+            average_last,
+            SCORER_VERSION,
+        ),
         "digest": frame_digest(frames["cases"]),
         "digests": {name: frame_digest(frame) for name, frame in frames.items()},
     }

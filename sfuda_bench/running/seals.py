@@ -15,10 +15,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.errors import StoreSchemaError, spoilt
+from sfuda_bench.running.keys import file_digest
 
 _SEAL = "seal"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+"""In every committed folder: the sha256 of each file that was committed with it."""
 _LISTING_PARENTS = 3  # predictions/epoch-001/x.png lies two folders below its manifest
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -63,11 +65,8 @@ def check_listed_file(path: Path) -> None:
         StoreSchemaError: The manifest lists other bytes, or cannot be read.
     """
     expected = listed_digest(path)
-    if expected is None or not path.is_file():
-        return
-    with path.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-            raise changed(path)
+    if expected is not None and path.is_file() and file_digest(path) != expected:
+        raise changed(path)
 
 
 def listed_digest(path: Path) -> str | None:
@@ -77,7 +76,7 @@ def listed_digest(path: Path) -> str | None:
         StoreSchemaError: The manifest cannot be read.
     """
     for folder in path.parents[:_LISTING_PARENTS]:
-        manifest = folder / _MANIFEST
+        manifest = folder / MANIFEST
         try:
             status = manifest.stat()
         except OSError:
@@ -92,10 +91,7 @@ def listed_digest(path: Path) -> str | None:
 
 def changed(path: Path) -> StoreSchemaError:
     """Return the error for a file whose content is not what was written."""
-    return StoreSchemaError(
-        f"{path}: damaged: not what was written",
-        hint=f"delete the folder {path.parent} and run the same command again",
-    )
+    return spoilt(path, "damaged: not what was written")
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -119,7 +115,4 @@ def _read_all(manifest: Path, modified: int, size: int) -> dict[str, str]:
         problem = "a digest is not 64 hexadecimal digits"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
-    raise StoreSchemaError(
-        f"{manifest}: damaged or unreadable ({problem})",
-        hint=f"delete the folder {manifest.parent} and run the same command again",
-    )
+    raise spoilt(manifest, f"damaged or unreadable ({problem})")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -20,16 +19,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sfuda_bench.errors import EnvironmentProblem, StoreSchemaError
+from sfuda_bench.errors import EnvironmentProblem, StoreSchemaError, spoilt
+from sfuda_bench.running.keys import file_digest
 from sfuda_bench.running.record_shapes import check_shape
-from sfuda_bench.running.seals import check_listed, sealed, unsealed
+from sfuda_bench.running.seals import MANIFEST, check_listed, sealed, unsealed
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
-"""In every committed folder: the sha256 of each file that was committed with it."""
 _SHORT = 16  # hex digits of a key used in paths; the full key is inside the JSON
 _COMMITTING = "committing.json"  # in an attempt folder: a finished result is being moved from here
-_LOGS = frozenset({"run.json", "cost.json", "log.txt", MANIFEST})
+CIRCUMSTANCES = frozenset({"run.json", "cost.json", "log.txt", MANIFEST})
+"""Files of a committed folder that tell how it came about and not what it is."""
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _TEMPORARY = ".tmp"
 _SYNCED_AT_ONCE = 8
@@ -161,7 +160,7 @@ class Store:
         note = {
             "staged": staged.name,
             "final": os.path.relpath(final, self.root),
-            "manifest": _sha256(staged / MANIFEST),
+            "manifest": file_digest(staged / MANIFEST),
         }
         write_json(staged.parent / _COMMITTING, note)
         self._finish_commit(staged.parent)
@@ -197,9 +196,9 @@ class Store:
 def write_manifest(folder: Path) -> None:
     """Write ``manifest.json``: the sha256 of every result file in a folder, by relative path."""
     files = {
-        path.relative_to(folder).as_posix(): _sha256(path)
+        path.relative_to(folder).as_posix(): file_digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in _LOGS
+        if path.is_file() and path.name not in CIRCUMSTANCES
     }
     write_json(folder / MANIFEST, {"files": files}, durable=False)
 
@@ -207,12 +206,7 @@ def write_manifest(folder: Path) -> None:
 def _is_that(folder: Path, manifest: str) -> bool:
     """Whether a folder is there and has the manifest of this digest."""
     path = folder / MANIFEST
-    return path.is_file() and _sha256(path) == manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return path.is_file() and file_digest(path) == manifest
 
 
 @cache
@@ -351,10 +345,7 @@ def read_json(path: Path, *, checked: bool = True) -> dict[str, Any]:
         if b"\\ud" in data.lower():  # half a surrogate pair is no text that can be written
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, OSError, RecursionError) as error:
-        raise StoreSchemaError(
-            f"{path}: damaged or unreadable ({error})",
-            hint=f"delete the folder {path.parent} and run the same command again",
-        ) from error
+        raise spoilt(path, f"damaged or unreadable ({error})") from error
     if not isinstance(value, dict):
         raise StoreSchemaError(f"{path}: expected a JSON object", hint=f"delete {path.parent}")
     if checked:

@@ -10,13 +10,11 @@ from typing import Any
 
 from sfuda_bench.errors import StoreSchemaError, UsageError
 from sfuda_bench.frames import frame_digest, read_parquet
-from sfuda_bench.running.keys import digest, file_digest
-from sfuda_bench.running.seals import listed_digest
-from sfuda_bench.running.store import MANIFEST, SCHEMA, Store, read_json
+from sfuda_bench.running.keys import digest, file_digest, score_key
+from sfuda_bench.running.seals import MANIFEST, listed_digest
+from sfuda_bench.running.store import SCHEMA, Store, read_json
 from sfuda_bench.running.store_digest import COMMITTED, tensors_sha256, value_digest
 from sfuda_bench.scoring.codes import STRUCTURES
-
-_KINDS = {"cells": "cell.json", "sources": "card.json", "artefacts": "meta.json"}
 
 _MODEL = "model.safetensors"
 
@@ -94,14 +92,14 @@ class _Verification:
     def run(self) -> Verdict:
         checks = {"sources": self._source, "artefacts": self._artefact, "cells": self._cell}
         for kind, check in checks.items():
-            depth = COMMITTED[kind].rpartition("/")[0]
+            depth, _, name = COMMITTED[kind].rpartition("/")
             for folder in sorted(self.out.glob(depth)):
                 if not folder.is_dir() or folder.name.startswith("."):
                     continue
                 self.note(self._name(folder))
                 self.verdict.checked[kind] += 1
                 try:
-                    record = read_json(folder / _KINDS[kind], checked=False)
+                    record = read_json(folder / name, checked=False)
                     self._manifest(folder)
                     self._records(folder)
                     check(folder, record)
@@ -260,13 +258,11 @@ def _names(folder: Path, ending: str) -> Iterator[str]:
 
 def _score_key(cell_key: str, record: Mapping[str, Any]) -> str:
     """Return the score key of a record's own fields."""
-    fields: dict[str, Any] = {
-        "cell": cell_key,
-        "masks": record["mask_digest"],
-        "profile": record["profile_fields"],
-        "scorer": record["scorer_version"],
-        "engine": record["engine"],
-    }
-    if record["average_last"] is not None:
-        fields["average_last"] = record["average_last"]
-    return digest(fields)
+    return score_key(
+        cell_key,
+        record["mask_digest"],
+        record["profile_fields"],
+        record["engine"],
+        record["average_last"],
+        record["scorer_version"],
+    )

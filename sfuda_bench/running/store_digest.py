@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.errors import spoilt
 from sfuda_bench.frames import frame_digest, read_parquet
 from sfuda_bench.running.keys import file_digest
-from sfuda_bench.running.store import MANIFEST, read_json
+from sfuda_bench.running.store import CIRCUMSTANCES, read_json
 from sfuda_bench.tensors import read_tensors
 
 COMMITTED = {
@@ -20,26 +19,24 @@ COMMITTED = {
     "artefacts": "artefacts/*/*/meta.json",
 }
 """The file that makes a folder count, by kind."""
-CIRCUMSTANCES = frozenset({"run.json", "cost.json", "log.txt", MANIFEST})
-"""Files of a committed folder that tell how it came about and not what it is."""
 TIMES = frozenset({"seconds", "bytes"})
 """Fields of JSON records that hold a duration, or digests that depend on library versions."""
 _DTYPES = {
-    "BOOL": ("bool", 1),
-    "U8": ("uint8", 1),
-    "I8": ("int8", 1),
-    "I16": ("int16", 2),
-    "I32": ("int32", 4),
-    "I64": ("int64", 8),
-    "U16": ("uint16", 2),
-    "U32": ("uint32", 4),
-    "U64": ("uint64", 8),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "F32": ("float32", 4),
-    "F64": ("float64", 8),
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
 }
-"""What torch calls the dtypes of the format, and their bytes."""
+"""What torch calls the dtypes of the format."""
 
 
 def store_digest(root: Path) -> str:
@@ -114,9 +111,9 @@ def tensors_sha256(path: Path) -> str:
     """
     total = hashlib.sha256()
     for name, (kind, shape, data) in sorted(read_tensors(path, checked=False).items()):
-        if kind not in _DTYPES or len(data) != math.prod(shape) * _DTYPES[kind][1]:
-            raise _damaged(path, f"tensor '{name}' is cut short or of an unknown kind")
-        total.update(f"{name}|torch.{_DTYPES[kind][0]}|{shape}|".encode())
+        if kind not in _DTYPES:
+            raise spoilt(path, f"damaged or unreadable (tensor '{name}' is of an unknown kind)")
+        total.update(f"{name}|torch.{_DTYPES[kind]}|{shape}|".encode())
         total.update(data)
     return total.hexdigest()
 
@@ -129,11 +126,4 @@ def _image_digest(path: Path) -> str:
             text = f"{image.mode}|{image.size}|"
             return hashlib.sha256(text.encode() + image.tobytes()).hexdigest()
     except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: object) -> StoreSchemaError:
-    return StoreSchemaError(
-        f"{path}: damaged or unreadable ({error})",
-        hint=f"delete the folder {path.parent} and run the same command again",
-    )
+        raise spoilt(path, f"damaged or unreadable ({error})") from error

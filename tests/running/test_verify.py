@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sfuda_bench.cli import main
-from sfuda_bench.running.store import MANIFEST, read_json, write_json
+from sfuda_bench.running.seals import MANIFEST
+from sfuda_bench.running.store import read_json, write_json
 from sfuda_bench.running.store_check import verify_store
 
 
