@@ -270,7 +270,7 @@ def stems_of(path: Path, ids: Sequence[str]) -> list[str]:
     """
     names = _read_json(path)
     if not isinstance(names, dict) or not all(isinstance(names.get(name), str) for name in ids):
-        raise _damaged(path, "lacks the name of an image")
+        raise damaged_pack(path, "lacks the name of an image")
     return [names[name] for name in ids]
 
 
@@ -285,7 +285,7 @@ def load_pack(path: Path) -> npt.NDArray[Any]:
         _check_pixels(path, status.st_mtime_ns, status.st_size)
         return cast(npt.NDArray[Any], np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged_pack(path, str(error)) from error
 
 
 @lru_cache(maxsize=256)
@@ -295,7 +295,7 @@ def _check_pixels(path: Path, modified: int, size: int) -> None:
     meta = _read_json(meta_path) if meta_path.is_file() else {}
     expected = meta.get("sha256") if isinstance(meta, dict) else None
     if expected is not None and expected != _file_digest(path):
-        raise _damaged(path, "other pixels than were packed")
+        raise damaged_pack(path, "other pixels than were packed")
 
 
 def _file_digest(path: Path) -> str:
@@ -469,9 +469,9 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged_pack(path, str(error)) from error
     if array.shape != shape or array.dtype != dtype:
-        raise _damaged(
+        raise damaged_pack(
             path, f"holds {array.dtype} {array.shape}, expected {dtype.__name__} {shape}"
         )
     return cast(npt.NDArray[Any], array)
@@ -481,10 +481,10 @@ def _read_meta(path: Path, names: Sequence[str]) -> dict[str, Any]:
     meta_path = path.with_suffix(".json")
     meta = _read_json(meta_path)
     if not isinstance(meta, dict) or meta.get("version") != PACK_VERSION:
-        raise _damaged(meta_path, f"expected pack version {PACK_VERSION}")
+        raise damaged_pack(meta_path, f"expected pack version {PACK_VERSION}")
     missing = [name for name in ("key", "size", *names) if name not in meta]
     if missing:
-        raise _damaged(meta_path, f"without {', '.join(missing)}")
+        raise damaged_pack(meta_path, f"without {', '.join(missing)}")
     return meta
 
 
@@ -492,7 +492,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged_pack(path, str(error)) from error
 
 
 def _write_json(path: Path, content: object) -> None:
@@ -502,7 +502,8 @@ def _write_json(path: Path, content: object) -> None:
             file.write(text.encode())
 
 
-def _damaged(path: Path, problem: str) -> StoreSchemaError:
+def damaged_pack(path: Path, problem: str) -> StoreSchemaError:
+    """Return the error for a packed file that cannot be used."""
     return StoreSchemaError(
         f"{path}: a corrupted pack: {problem}",
         hint=f"delete {path.with_suffix('.npy')} and .json; the next run packs them again",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfuda_bench.errors import DataError
-from sfuda_bench.images.packed import load_pack
+from sfuda_bench.images.packed import damaged_pack, load_pack, stems_of
 from sfuda_bench.report import style
 from sfuda_bench.running.store import read_json
 
@@ -28,12 +28,14 @@ class PackedSplit:
     Attributes:
         images_path: (N, S, S, 3) or (N, 3, S, S) uint8.
         masks_path: (N, 2, G, G) bool.
+        names_path: Where the names were read.
         ids: Opaque ids.
         names: File names.
     """
 
     images_path: Path
     masks_path: Path
+    names_path: Path
     ids: tuple[str, ...]
     names: tuple[str, ...]
 
@@ -60,8 +62,9 @@ class PackedSplit:
                 hint="draw the gallery where the cells were computed",
             )
         path, order = images
-        names = read_json(out / "packed" / "names" / path.with_suffix(".json").name)
-        return cls(path, masks[max(masks)][0], order, tuple(str(names[name]) for name in order))
+        names_path = out / "packed" / "names" / path.with_suffix(".json").name
+        names = tuple(stems_of(names_path, order))
+        return cls(path, masks[max(masks)][0], names_path, order, names)
 
     @cached_property
     def _images(self) -> Array:
@@ -77,7 +80,13 @@ class PackedSplit:
         return int(self._masks.shape[-1])
 
     def position(self, name: str) -> int:
-        """Return where an image of that name lies."""
+        """Return where an image of that name lies.
+
+        Raises:
+            StoreSchemaError: The file of names has no such name.
+        """
+        if name not in self.names:
+            raise damaged_pack(self.names_path, f"lacks the image '{name}', which has a score")
         return self.names.index(name)
 
     def image(self, place: int) -> Array:
