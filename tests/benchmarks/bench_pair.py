@@ -39,7 +39,7 @@ class Sizes:
 
     native: int = 800
     size: int = 256
-    counts: tuple[int, int] = (16, 8)
+    counts: tuple[int, int] = (16, 16)  # as even as Drishti-GS's 50 and 51
     updates: int = 80
     batch: int = 4
     passes: int = 20

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sfuda_bench.running.runtime import keep_freed_memory, set_malloc
+
 MB = 1e6
 
 
@@ -58,12 +60,12 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the ratio reaches its aim."""
-        return self.aim is None or self.ratio >= self.aim
+        return self.aim is None or bool(self.ratio >= self.aim)
 
     @property
     def equal(self) -> bool:
         """Whether the results agree as closely as they must."""
-        return np.isnan(self.difference) or self.difference <= self.allowed
+        return bool(np.isnan(self.difference) or self.difference <= self.allowed)
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,18 @@ def interleaved(
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Run a block as torch comes: without the checks and fills of deterministic algorithms."""
+    """Run a block as torch comes: without deterministic algorithms, with malloc's own limits.
+
+    The limits are those that glibc reaches by itself in a process that frees blocks of 32 MB.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
+    set_malloc(mmap_max=65536, mmap_threshold=32 << 20, trim_threshold=64 << 20)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=True)
+        keep_freed_memory()
 
 
 def seconds(function: Callable[[], object]) -> float:
