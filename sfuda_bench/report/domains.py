@@ -29,7 +29,7 @@ from sfuda_bench.images.statistics import (
     spreads,
 )
 from sfuda_bench.report.plain import PlainColumn, PlainTable, Value, write_plain
-from sfuda_bench.report.scope import LABEL_CENTER_MARK, LABEL_CENTER_SENTENCE, SYNTHETIC_MARK
+from sfuda_bench.report.scope import mark_words, marks_of
 from sfuda_bench.running.store import write_bytes
 
 FEATURE_SIDE = 12
@@ -67,8 +67,10 @@ class DomainEyes:
     @property
     def title(self) -> str:
         """Its name in tables and figures, marked if its images are synthetic or cut by labels."""
-        marks = SYNTHETIC_MARK if self.domain.synthetic else ""
-        marks = marks or (LABEL_CENTER_MARK if self.domain.positions_from_labels else "")
+        marks = marks_of(
+            synthetic=self.domain.synthetic,
+            positions_from_labels=self.domain.positions_from_labels,
+        )
         return f"{self.domain.name} {marks}".strip()
 
     def of(self, split: str) -> list[Eye]:
@@ -218,11 +220,15 @@ def _caption(domains: Sequence[DomainEyes]) -> tuple[str, ...]:
         "The disc's diameter is that of a circle of its area; the contrast at an edge is the "
         "median green level just inside minus just outside.",
     ]
-    if any(domain.domain.synthetic for domain in domains):
-        sentences.append(f"{SYNTHETIC_MARK} synthetic images, not of patients.")
-    if any(domain.domain.positions_from_labels for domain in domains):
-        sentences.append(LABEL_CENTER_SENTENCE)
-    return tuple(sentences)
+    return (*sentences, *(f"{words}." for words in domain_mark_words(domains)))
+
+
+def domain_mark_words(domains: Sequence[DomainEyes]) -> tuple[str, ...]:
+    """Return what the marks in the names of these domains mean."""
+    return mark_words(
+        synthetic=any(domain.domain.synthetic for domain in domains),
+        positions_from_labels=any(domain.domain.positions_from_labels for domain in domains),
+    )
 
 
 def _images_csv(domains: Sequence[DomainEyes]) -> str:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from sfuda_bench.report import style
 from sfuda_bench.report.figures_curves import adaptation_curves, threshold_curves
-from sfuda_bench.report.figures_data import FigureData, load
+from sfuda_bench.report.figures_data import FigureData, FigurePair, load
 from sfuda_bench.report.figures_ranking import critical_difference_figure, rank_stability
 from sfuda_bench.report.figures_scores import heat_map, image_scores, slopes
 from sfuda_bench.report.figures_severity import CAPTION as SEVERITY_CAPTION
 from sfuda_bench.report.figures_severity import TITLES as SEVERITY_TITLES
 from sfuda_bench.report.figures_severity import families, severity_curves
 from sfuda_bench.report.figures_vcdr import bland_altman
-from sfuda_bench.report.scope import read_scope
+from sfuda_bench.report.scope import LABEL_CENTER_SENTENCE, read_scope
 from sfuda_bench.report.severity import SeverityScores, on_curves
 
 if TYPE_CHECKING:
@@ -172,26 +172,32 @@ def _drawings(
     oracle = " † uses target labels (oracle)." if any(line.oracle for line in data.lines) else ""
     how = f" Profile: {data.profile}, selection: {data.selection}.{oracle}"
     if data.pairs and data.lines:
+        over_pairs = how
+        if any(pair.positions_from_labels for pair in data.pairs):
+            over_pairs += f" {LABEL_CENTER_SENTENCE}"
         yield (
             f"heatmap-{scored}",
             "Overview",
             "Mean Dice per method and pair",
-            _HEAT_MAP_CAPTION + how,
+            _HEAT_MAP_CAPTION + over_pairs,
             lambda: heat_map(data),
         )
         yield (
             f"critical-difference-{scored}",
             "Overview",
             "Mean ranks over pairs",
-            _CRITICAL_DIFFERENCE_CAPTION + how,
+            _CRITICAL_DIFFERENCE_CAPTION + over_pairs,
             lambda: critical_difference_figure(data),
         )
     for source, base in families(severity.curves):
+        # The targets are drawn; only their source can be cut out by labels.
+        marked = any(p.positions_from_labels for p in data.pairs if p.source == source)
+        family = FigurePair(source, base, synthetic=True, positions_from_labels=marked)
         for part, words in SEVERITY_TITLES.items():
             yield (
                 f"severity-{part}-{scored}-{style.slug(f'{source}-{base}')}",
                 "Dice over severity",
-                f"{source} → {base} (§ synthetic images, not of patients), {words}",
+                f"{family.title}, {words}",
                 SEVERITY_CAPTION + how,
                 partial(severity_curves, severity, data.lines, (source, base), part),
             )

@@ -21,6 +21,7 @@ from sfuda_bench.report.records import (
     read_scoring,
 )
 from sfuda_bench.report.rows import MethodRow, method_rows
+from sfuda_bench.report.scope import mark_words, marks_of, pair_label
 from sfuda_bench.report.style import (
     BASELINE_COLOUR,
     DASHES,
@@ -47,22 +48,32 @@ class FigurePair:
         source: Source domain.
         target: Target domain.
         synthetic: Whether either domain is synthetic.
+        positions_from_labels: Whether the crops of either domain are centred on annotations.
     """
 
     source: str
     target: str
     synthetic: bool
+    positions_from_labels: bool = False
+
+    @property
+    def marks(self) -> str:
+        """What follows its name wherever it is shown."""
+        return marks_of(synthetic=self.synthetic, positions_from_labels=self.positions_from_labels)
 
     @property
     def label(self) -> str:
-        """Its name in titles, with the mark of synthetic pairs."""
-        return f"{self.source} → {self.target}{' §' if self.synthetic else ''}"
+        """Its name with its marks."""
+        return f"{pair_label((self.source, self.target))} {self.marks}".rstrip()
 
     @property
     def title(self) -> str:
-        """Its name in a figure's title: a synthetic pair is said in words."""
-        note = " (§ synthetic images, not of patients)" if self.synthetic else ""
-        return f"{self.source} → {self.target}{note}"
+        """Its name in a figure's title, where each mark is explained."""
+        words = mark_words(
+            synthetic=self.synthetic, positions_from_labels=self.positions_from_labels
+        )
+        note = f" ({'; '.join(words)})" if words else ""
+        return f"{pair_label((self.source, self.target))}{note}"
 
     @property
     def slug(self) -> str:
@@ -133,6 +144,14 @@ class FigureData:
     def baseline(self) -> int | None:
         """Position of the unadapted source model."""
         return next((i for i, line in enumerate(self.lines) if line.baseline), None)
+
+    @property
+    def mark_words(self) -> tuple[str, ...]:
+        """What the marks of its pairs mean."""
+        return mark_words(
+            synthetic=any(pair.synthetic for pair in self.pairs),
+            positions_from_labels=any(pair.positions_from_labels for pair in self.pairs),
+        )
 
     def rows_of(self, frame: pd.DataFrame, pair: int) -> list[int]:
         """Return the rows that ``frame`` holds for a pair, in table order."""
@@ -208,8 +227,9 @@ def _thresholds_used(cells: Sequence[CellRecord]) -> dict[str, float]:
 def _pairs(asked: Sequence[AskedCell], *, planned: bool) -> tuple[FigurePair, ...]:
     names = list(dict.fromkeys(cell.pair for cell in asked))
     synthetic = {cell.pair for cell in asked if cell.synthetic}
+    from_labels = {cell.pair for cell in asked if cell.positions_from_labels}
     ordered = names if planned else sorted(names)
-    return tuple(FigurePair(*pair, synthetic=pair in synthetic) for pair in ordered)
+    return tuple(FigurePair(*pair, pair in synthetic, pair in from_labels) for pair in ordered)
 
 
 def row_lines(

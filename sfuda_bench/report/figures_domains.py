@@ -13,12 +13,7 @@ from sfuda_bench.datasets import SPLITS
 from sfuda_bench.images.decode import read_image, read_mask, resize_image, resize_mask
 from sfuda_bench.images.statistics import QUANTITIES
 from sfuda_bench.report import style
-from sfuda_bench.report.domains import DomainEyes, Eye, defined
-from sfuda_bench.report.scope import (
-    LABEL_CENTER_MARK,
-    LABEL_CENTER_WORDS,
-    SYNTHETIC_MARK,
-)
+from sfuda_bench.report.domains import DomainEyes, Eye, defined, domain_mark_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,9 +230,4 @@ def embed(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _explained(domains: Sequence[DomainEyes]) -> str:
     """Return what the marks in a figure's labels mean, as the end of its title."""
-    text = ""
-    if any(domain.domain.synthetic for domain in domains):
-        text += f"; {SYNTHETIC_MARK} synthetic images, not of patients"
-    if any(domain.domain.positions_from_labels for domain in domains):
-        text += f"; {LABEL_CENTER_MARK} {LABEL_CENTER_WORDS}"
-    return text
+    return "".join(f"; {words}" for words in domain_mark_words(domains))

@@ -9,6 +9,7 @@ import numpy as np
 from sfuda_bench.report import style
 from sfuda_bench.report.figures_data import FigureData
 from sfuda_bench.report.ranking import CriticalDifference, critical_difference, rank
+from sfuda_bench.report.scope import LABEL_CENTER_MARK, SYNTHETIC_MARK
 from sfuda_bench.scoring.codes import STRUCTURES
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def critical_difference_figure(data: FigureData) -> Figure | None:
     _draw_axis(axes, found, colours, half)
     pairs = f"{found.blocks} pairs"
     if any(pair.synthetic for pair in data.pairs):
-        pairs += ", § synthetic images among them"
+        pairs += f", {SYNTHETIC_MARK} synthetic images among them"
+    if any(pair.positions_from_labels for pair in data.pairs):
+        pairs += f", {LABEL_CENTER_MARK} crops centred on annotated discs among them"
     style.set_title(
         figure,
         f"Mean rank of Dice (mean of cup and disc) over {pairs}; {data.profile}; "

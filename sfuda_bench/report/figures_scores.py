@@ -45,8 +45,7 @@ def heat_map(data: FigureData) -> Figure:
         ha="right" if columns > 4 else "center",
         rotation_mode="anchor" if columns > 4 else None,
     )
-    synthetic = any(pair.synthetic for pair in data.pairs)
-    note = ", § synthetic images, not of patients" if synthetic else ""
+    note = "".join(f", {words}" for words in data.mark_words)
     style.set_title(figure, f"Mean Dice [%] per method and pair ({data.profile}{note})")
     return figure
 
@@ -124,7 +123,7 @@ def _bold_best(axes: Axes, lines: tuple[Line, ...], means: np.ndarray) -> None:
 
 def _pair_tick(pair: FigurePair) -> str:
     source, target = (style.wrapped(name, 18, 1) for name in (pair.source, pair.target))
-    return f"{source}\n→ {target}{' §' if pair.synthetic else ''}"
+    return f"{source}\n→ {target} {pair.marks}".rstrip()
 
 
 def image_scores(data: FigureData, pair: int) -> Figure | None:

@@ -34,7 +34,7 @@ from sfuda_bench.report.records import (
     read_scoring,
 )
 from sfuda_bench.report.rows import method_rows
-from sfuda_bench.report.scope import Scope, read_scope
+from sfuda_bench.report.scope import LABEL_CENTER_MARK, Scope, read_scope
 from sfuda_bench.report.status import status
 from sfuda_bench.report.summary import cases_by_cell, summarise
 from sfuda_bench.report.tables import Block, Row, Table, store_tables
@@ -269,7 +269,8 @@ def _details(
     failures: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return what the panel of one cell shows, in the order shown."""
-    name = f"{asked.title}, {asked.source} → {asked.target}"
+    mark = f" {LABEL_CENTER_MARK}" if asked.positions_from_labels else ""
+    name = f"{asked.title}, {asked.source} → {asked.target}{mark}"
     name += f", seed {asked.seed}, source seed {asked.source_seed}"
     shown: dict[str, Any] = {"name": name, "key": asked.key}
     if cell is None:

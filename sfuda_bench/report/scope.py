@@ -18,6 +18,7 @@ from sfuda_bench.report.rows import MethodRow, Pair, method_rows
 
 ORACLE_MARK = "†"
 SYNTHETIC_MARK = "§"
+SYNTHETIC_WORDS = "synthetic images, not of patients"
 LABEL_CENTER_MARK = "¶"
 LABEL_CENTER_WORDS = "crops centred on annotated discs: position comes from labels"
 LABEL_CENTER_SENTENCE = f"{LABEL_CENTER_MARK} {LABEL_CENTER_WORDS}."
@@ -119,17 +120,31 @@ def pair_marks(asked: Iterable[AskedCell]) -> dict[Pair, str]:
     """Return the marks of those pairs whose images are synthetic or cut out by labels."""
     found: dict[Pair, str] = {}
     for cell in asked:
-        marks = SYNTHETIC_MARK * cell.synthetic + LABEL_CENTER_MARK * cell.positions_from_labels
+        marks = marks_of(synthetic=cell.synthetic, positions_from_labels=cell.positions_from_labels)
         if marks:
             found[cell.pair] = marks
     return found
+
+
+def marks_of(*, synthetic: bool, positions_from_labels: bool) -> str:
+    """Return the marks of a domain or pair: of synthetic images, and of crops cut by labels."""
+    return SYNTHETIC_MARK * synthetic + LABEL_CENTER_MARK * positions_from_labels
+
+
+def mark_words(*, synthetic: bool, positions_from_labels: bool) -> tuple[str, ...]:
+    """Return what these marks mean, each as the mark and its words, for a figure's title."""
+    meanings = (
+        (synthetic, f"{SYNTHETIC_MARK} {SYNTHETIC_WORDS}"),
+        (positions_from_labels, f"{LABEL_CENTER_MARK} {LABEL_CENTER_WORDS}"),
+    )
+    return tuple(words for marked, words in meanings if marked)
 
 
 def explained(marks: Mapping[Pair, str]) -> tuple[str, ...]:
     """Return what the marks of pairs mean, for a caption."""
     used = "".join(marks.values())
     meanings = (
-        (SYNTHETIC_MARK, f"{SYNTHETIC_MARK} synthetic images, not of patients."),
+        (SYNTHETIC_MARK, f"{SYNTHETIC_MARK} {SYNTHETIC_WORDS}."),
         (LABEL_CENTER_MARK, LABEL_CENTER_SENTENCE),
     )
     return tuple(sentence for mark, sentence in meanings if mark in used)

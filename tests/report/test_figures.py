@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -292,3 +293,75 @@ def test_figures_and_page_import_no_torch(out: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(out)], check=False).returncode == 0
+
+
+# -- crops whose position comes from labels ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def centred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of which one pair has crops that are centred on annotations."""
+    pairs = (PAIR, SYNTHETIC_PAIR, ("rim_one_r3", "drishti_gs"))
+    fields = {**TINY, "pairs": pairs, "seeds": 1}
+    return mark_pair(RichStore(tmp_path_factory.mktemp("centred") / "store", **fields).out, PAIR)
+
+
+def mark_pair(out: Path, pair: tuple[str, str]) -> Path:
+    path = out / "plans" / "last.json"
+    plan = json.loads(path.read_text("utf-8"))
+    for cell in plan["cells"]:
+        cell["positions_from_labels"] = (cell["source"], cell["target"]) == pair
+    path.write_text(json.dumps(plan), "utf-8")
+    return out
+
+
+WORDS = "crops centred on annotated discs: position comes from labels"
+
+
+def test_a_pair_cut_out_by_labels_is_marked_and_explained_in_every_figure(centred: Path) -> None:
+    data = load(centred)
+    assert [pair.marks for pair in data.pairs] == ["¶", "§", ""]
+    assert data.pairs[0].label == "drishti_gs → rim_one_r3 ¶"
+    assert data.pairs[0].title == f"drishti_gs → rim_one_r3 (¶ {WORDS})"
+    assert f"¶ {WORDS}" in titles(heat_map(data))
+    ticks = [text.get_text() for text in heat_map(data).axes[1].get_xticklabels()]
+    assert [text.endswith("¶") for text in ticks] == [True, False, False, False]
+    ranks = critical_difference_figure(data)
+    assert ranks is not None
+    assert "¶ crops centred on annotated discs among them" in titles(ranks)
+    for draw in (image_scores, slopes, rank_stability, bland_altman, threshold_curves):
+        for position in range(3):
+            figure = draw(data, position)
+            assert figure is not None
+            assert (f"(¶ {WORDS})" in titles(figure)) == (position == 0), draw.__name__
+
+
+def test_captions_explain_the_mark_where_pairs_are_named_by_it(
+    centred: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(figure: Any, folder: Path, stem: str) -> list[Path]:
+        return [folder / f"{stem}.png"]
+
+    monkeypatch.setattr(style, "freeze_layout", lambda figure: None)
+    monkeypatch.setattr(style, "save", save)
+    figures = save_figures(centred)
+    assert len(figures) > 8
+    for figure in figures:
+        explained = WORDS in figure.title or f"¶ {WORDS}." in figure.caption
+        named = figure.kind == "Overview" or f"{PAIR[0]}-{PAIR[1]}" in figure.png.name
+        assert explained == named, figure.png.name
+
+
+def test_a_store_without_such_crops_shows_no_mark_of_them(
+    data: FigureData, saved: list[SavedFigure]
+) -> None:
+    assert all("¶" not in pair.label + pair.title for pair in data.pairs)
+    assert "¶" not in titles(heat_map(data))
+    assert all("¶" not in figure.title + figure.caption for figure in saved)
+
+
+def test_the_figures_font_has_every_mark() -> None:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    assert all(font.get_char_index(ord(mark)) for mark in "†§¶‡→")

@@ -238,3 +238,28 @@ def test_shuffled_rows_and_another_folder_change_no_byte(tmp_path: Path) -> None
     shuffled = RichStore(tmp_path / "elsewhere" / "b", **small, shuffle=5).out
     pages = [render_html(report_data(out), []) for out in (straight, shuffled)]
     assert pages[0] == pages[1]
+
+
+# -- crops whose position comes from labels ------------------------------------------------------
+
+
+def test_the_page_marks_pairs_cut_out_by_labels_wherever_it_names_them(
+    tmp_path: Path, text: str
+) -> None:
+    out = RichStore(tmp_path / "store", **SMALL).out
+    path = out / "plans" / "last.json"
+    plan = json.loads(path.read_text("utf-8"))
+    for cell in plan["cells"]:
+        cell["positions_from_labels"] = (cell["source"], cell["target"]) == PAIRS[0]
+    path.write_text(json.dumps(plan), "utf-8")
+    marked = render_html(report_data(out), [])
+    page = Page(marked)
+    for key, cell in cells_of(marked).items():
+        assert ("drishti_gs → rim_one_r3 ¶" in cell["name"]) == ("rim_one_r3" in cell["name"]), key
+    options = [text for tag, text in page.texts if tag == "option"]
+    values = {attributes.get("value") for attributes in page.all("option")}
+    assert "drishti_gs → rim_one_r3 ¶" in options
+    assert "drishti_gs → synthetic_a" in options
+    assert "drishti_gs → rim_one_r3" in values, "rows are filtered by the plain name"
+    assert "have crops centred on annotated discs: position comes from labels" in marked
+    assert "¶" not in text
