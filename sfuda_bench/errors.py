@@ -83,7 +83,8 @@ def spoilt(path: Path, problem: str) -> StoreSchemaError:
         path: The file, in the folder of its result.
         problem: What is wrong with it, e.g. ``damaged``.
     """
-    return StoreSchemaError(
-        f"{path}: {problem}",
-        hint=f"delete the folder {path.parent} and run the same command again",
-    )
+    if path.name == "store.json":  # its folder is the whole store
+        hint = f"delete this file alone; the next `sfuda-bench run --out {path.parent}` writes it"
+    else:
+        hint = f"delete the folder {path.parent} and run the same command again"
+    return StoreSchemaError(f"{path}: {problem}", hint=hint)

@@ -197,7 +197,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("--profile", help="thresholds and post-processing of a scoring profile instead")
     add("--probabilities", action="store_true", help="also the probabilities, at the model's size")
     add("--card", type=Path, metavar="FILE.json", help="run it as this adapted model is run")
-    add("--roi-crop-px", type=int, metavar="N", help="central window (default: the card's)")
+    add("--roi-crop-px", type=int, metavar="N", help="central window (default: the model's)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

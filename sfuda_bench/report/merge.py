@@ -18,7 +18,14 @@ from sfuda_bench.report.records import (
     read_plan,
     read_scoring,
 )
-from sfuda_bench.running.store import SCHEMA, read_json, write_json, write_sealed
+from sfuda_bench.running.store import (
+    SCHEMA,
+    make_folder,
+    read_json,
+    sync_tree,
+    write_json,
+    write_sealed,
+)
 
 _CARRIED = ("sources/*/*", "artefacts/*/*")
 
@@ -130,8 +137,9 @@ def _copy(folder: Path, final: Path) -> bool:
         return False
     staged = final.with_name(f".{final.name}.merging")
     shutil.rmtree(staged, ignore_errors=True)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     shutil.copytree(folder, staged)
+    sync_tree(staged)
     staged.rename(final)
     return True
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sfuda_bench.errors import StoreSchemaError, UsageError, spoilt
 from sfuda_bench.frames import read_parquet
-from sfuda_bench.running.store import SCHEMA, read_json
+from sfuda_bench.running.store import SCHEMA, check_schema, read_json
 
 CASE_COLUMNS = (
     "method",
@@ -133,12 +133,7 @@ def check_store(out: Path) -> None:
             f"no store at {out} (expected {marker})",
             hint=f"name the folder of an earlier run with --out, or: sfuda-bench run --out {out}",
         )
-    found = read_json(marker).get("schema")
-    if found != SCHEMA:
-        raise StoreSchemaError(
-            f"{marker}: schema {found!r}, this version reads schema {SCHEMA}",
-            hint="choose another --out, or use the version that wrote it",
-        )
+    check_schema(marker)
 
 
 def read_cells(out: Path) -> list[CellRecord]:

@@ -145,7 +145,9 @@ def commit_cell(
         "code_digest": job["code_digest"],
     }
     write_json(staged / "cell.json", cell, durable=False)
-    write_sealed(staged / "run.json", record, durable=False)
+    # Files that hold the window and nothing else give the same cell: it is no part of the record.
+    run = {**record, "roi_crop_px": job["roi_crop_px"]}
+    write_sealed(staged / "run.json", run, durable=False)
     store.keep_log(job["key"], staged)
     store.commit(staged, Path(job["cell_dir"]))
 

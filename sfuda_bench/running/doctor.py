@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sfuda_bench.running.firewall import kernel_helps
 from sfuda_bench.running.store import can_exchange, make_folder, write_bytes
 from sfuda_bench.running.trace import cpu_name, nvidia_cards, nvidia_driver
 
@@ -92,6 +93,7 @@ def check_python() -> Iterator[Check]:
     yield Check("cores", OK, f"{cores} of {os.cpu_count()} usable, {cpu_name()}")
     yield check_threads(os.environ, cores or 1)
     yield check_memory(_memory())
+    yield check_firewall(kernel_helps())
     for extra, (module, purpose) in _EXTRAS.items():
         there = find_spec(module) is not None
         found = "installed" if there else f"not installed; only for {purpose}"
@@ -120,6 +122,19 @@ def check_memory(free: int | None) -> Check:
     low = free < _LOW_MEMORY
     hint = "use --jobs 1 and close other programs" if low else ""
     return Check("memory", WARNING if low else OK, f"{free / _GB:.1f} GB available", hint)
+
+
+def check_firewall(kernel: bool) -> Check:
+    """Say what keeps masks from a method: nothing here is a fault of the machine.
+
+    Args:
+        kernel: Whether the kernel has Landlock, as the firewall needs it.
+    """
+    if kernel:
+        found = "Python's hook, and the kernel (Landlock) for libraries and child processes"
+    else:
+        found = "Python's hook alone: no Landlock here, so a method may not start processes"
+    return Check("label firewall", OK, found)
 
 
 def _memory() -> int | None:

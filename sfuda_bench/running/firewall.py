@@ -4,6 +4,9 @@ Two layers. An audit hook of Python refuses whatever Python itself opens, lists,
 below the forbidden folders, and says so in words. Where the kernel has Landlock (Linux 5.19 and
 later) it refuses the same files to every library, thread and child of the process as well.
 
+What symbolic links below those folders lead to is forbidden as well. Neither layer knows of hard
+links and bind mounts that exist elsewhere, and neither hides a file's size.
+
 Both stop mistakes and ordinary cheating. The proof that labels play no part is elsewhere: adapted
 bytes must not change when the masks are deleted or shuffled; see :mod:`sfuda_bench.contract`.
 """
@@ -15,8 +18,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -33,10 +36,12 @@ _PROCESSES = frozenset({
     "os.forkpty", "pty.spawn",
 })  # fmt: skip
 _SYMBOLS = re.compile(
-    r"_?(f?open|open(at|64)|fopen64|freopen|syscall|system|popen|v?fork|exec\w+|posix_spawnp?)$"
+    r"_?(f?open|open(at2?|64)|openat64|fopen64|freopen|open_by_handle_at|syscall|dlv?sym|mount|"
+    r"chroot|(sym)?link(at)?|system|popen|v?fork|exec\w+|posix_spawnp?)$"
 )
 """What C functions would get around the hook when they are called by name."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_DESCRIPTORS = "/proc/self/fd"
 _barred: set[str] = set()
 _layers: tuple[str, ...] = ()
 
@@ -55,15 +60,16 @@ def restrict(
     functions called by name, are refused.
 
     Args:
-        forbidden: Folders of masks, names and raw data.
+        forbidden: Folders of masks, names and raw data; many data sets are trees of links, so
+            what links below them lead to counts as well.
         read_only: Folders that other cells read as well: source models and packed images.
         kernel: Ask the kernel as well, unless ``SFUDA_FIREWALL=hook`` is in the environment.
     """
     global _layers
-    roots = tuple(os.path.realpath(folder) for folder in forbidden)
+    shared = frozenset(os.path.realpath(folder) for folder in read_only)
+    roots = _with_linked(frozenset(os.path.realpath(folder) for folder in forbidden), shared)
     held = kernel and os.environ.get("SFUDA_FIREWALL") != "hook" and _ask_kernel(roots)
-    shared = tuple(os.path.realpath(folder) for folder in read_only)
-    sys.addaudithook(_Hook(roots, shared, children=held))
+    sys.addaudithook(_Hook(roots, shared, _above(roots), children=held))
     _layers = ("hook", "kernel") if held else ("hook",)
 
 
@@ -93,8 +99,9 @@ def lifted() -> Iterator[None]:
 class _Hook:
     """The audit hook; see :func:`restrict`."""
 
-    forbidden: tuple[str, ...]
-    read_only: tuple[str, ...]
+    forbidden: frozenset[str]
+    read_only: frozenset[str]
+    above: frozenset[str]
     children: bool
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -113,23 +120,20 @@ class _Hook:
                 argument = "."
             if not isinstance(argument, str | bytes | os.PathLike):
                 continue  # a descriptor: it was checked when it was opened
-            path = os.path.realpath(os.fsdecode(argument))
-            if _below(path, self.forbidden) or path in _barred or _foreign_memory(path):
-                raise PermissionError(f"label firewall: an adapting process may not open {path}")
-            if writes and _below(path, self.read_only):
-                raise PermissionError(
-                    f"label firewall: other cells read {path}; it must not change"
-                )
-            if event == "open" and self._opens_a_way_down(path):
-                raise PermissionError(
-                    f"label firewall: an adapting process may not open {path}: what it must not "
-                    "read lies below"
-                )
+            for path in _leads_to(os.fsdecode(argument)):
+                self._check_path(event, path, writes=writes)
 
-    def _opens_a_way_down(self, path: str) -> bool:
-        """Whether a file below this folder could be opened relative to its descriptor."""
-        prefix = path.rstrip(os.sep) + os.sep
-        return any(root.startswith(prefix) for root in self.forbidden) and os.path.isdir(path)
+    def _check_path(self, event: str, path: str, *, writes: bool) -> None:
+        if _below(path, self.forbidden) or path in _barred or _foreign_memory(path):
+            raise PermissionError(f"label firewall: an adapting process may not open {path}")
+        if writes and _below(path, self.read_only):
+            raise PermissionError(f"label firewall: other cells read {path}; it must not change")
+        # Files below an open folder could be opened relative to it, also by C functions.
+        if event == "open" and path in self.above and os.path.isdir(path):
+            raise PermissionError(
+                f"label firewall: an adapting process may not open {path}: what it must not "
+                "read lies below"
+            )
 
     def _check_ways_around(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _PROCESSES:
@@ -140,16 +144,76 @@ class _Hook:
             )
 
 
-def _below(path: str, roots: tuple[str, ...]) -> bool:
-    return any(path == root or path.startswith(root + os.sep) for root in roots)
+def _below(path: str, roots: Set[str]) -> bool:
+    """Whether a real path is one of these, or lies below one."""
+    while path not in roots:
+        path, before = os.path.dirname(path), path
+        if path == before:
+            return False
+    return True
+
+
+def _above(roots: frozenset[str]) -> frozenset[str]:
+    return frozenset(str(parent) for root in roots for parent in Path(root).parents)
+
+
+def _leads_to(path: str) -> Iterator[str]:
+    """Yield where a path leads; a relative one also from each open folder.
+
+    An event does not say which descriptor a path is relative to (``dir_fd``).
+    """
+    yield os.path.realpath(path)
+    if os.path.isabs(path) or not os.path.isdir(_DESCRIPTORS):
+        return
+    for name in os.listdir(_DESCRIPTORS):
+        folder = os.path.join(_DESCRIPTORS, name)
+        if os.path.isdir(folder):
+            yield os.path.realpath(os.path.join(folder, path))
 
 
 def _foreign_memory(path: str) -> bool:
-    """Whether a path leads into another process, or into memory behind Python's back."""
-    found = re.match(r"/proc/(\d+)(?:/task/\d+)?(/.*)?$", path)
+    """Whether a path leads into another process, or into memory behind Python's back.
+
+    How much processor time another process used is no secret: signs of life need it.
+    """
+    found = re.match(r"/proc/(\d+)((?:/task/\d+)?)(/.*)?$", path)
     if found is None:
         return False
-    return int(found[1]) != os.getpid() or (found[2] or "").startswith("/mem")
+    what = found[3] or ""
+    if int(found[1]) == os.getpid():
+        return what.startswith("/mem")
+    return what != "/stat" and (not found[2] or what != "/children")
+
+
+def _with_linked(roots: frozenset[str], needed: frozenset[str]) -> frozenset[str]:
+    """Return these folders, and what symbolic links below them lead to.
+
+    A link to a folder that holds one of them, a folder that is needed, or Python itself, forbids
+    nothing.
+    """
+    kept = roots | needed | {os.path.realpath(folder) for folder in (sys.prefix, *sys.path)}
+    kept |= _above(kept)
+    found, new = set(roots), list(roots)
+    while new:
+        for link in _links(new.pop()):
+            target = os.path.realpath(link)
+            if target not in kept and not _below(target, found):
+                found.add(target)
+                new.append(target)
+    return frozenset(found)
+
+
+def _links(folder: str) -> Iterator[str]:
+    """Yield every symbolic link below a folder."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return  # no folder, or not for us anyway
+    for entry in entries:
+        if entry.is_symlink():
+            yield entry.path
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _links(entry.path)
 
 
 # -- the kernel's part --------------------------------------------------------------------------
@@ -161,7 +225,7 @@ _FIRST_WITH_REFER = 2  # before it no file can move between folders, and a commi
 _MOST_RULES = 20_000
 
 
-def _ask_kernel(forbidden: tuple[str, ...]) -> bool:
+def _ask_kernel(forbidden: frozenset[str]) -> bool:
     """Restrict this thread and what it starts with Landlock; return whether that worked.
 
     Landlock knows permissions and no refusals, so everything that exists beside the forbidden
@@ -173,6 +237,7 @@ def _ask_kernel(forbidden: tuple[str, ...]) -> bool:
 
     call = ctypes.CDLL(None, use_errno=True).syscall
     _own_temporary_folder(forbidden)
+    _own_cache(forbidden)
     permitted = _beside(forbidden)
     if permitted is None or len(permitted) > _MOST_RULES:
         return False
@@ -213,12 +278,12 @@ def _permit(call: Any, ruleset: int, path: str) -> None:
         os.close(opened)
 
 
-def _beside(forbidden: tuple[str, ...]) -> list[str] | None:
+def _beside(forbidden: frozenset[str]) -> list[str] | None:
     """Return what lies beside the forbidden folders and their parents; ``None`` if unreadable.
 
     Symbolic links are left out: what they lead to is permitted where it really is.
     """
-    parents = {str(parent) for root in forbidden for parent in Path(root).parents}
+    parents = _above(forbidden)
     permitted = []
     for folder in sorted(parents):
         if _below(folder, forbidden) or not os.path.isdir(folder):
@@ -231,11 +296,21 @@ def _beside(forbidden: tuple[str, ...]) -> list[str] | None:
     return permitted
 
 
-def _own_temporary_folder(forbidden: tuple[str, ...]) -> None:
+def _own_temporary_folder(forbidden: frozenset[str]) -> None:
     """Give this process a folder for temporary files where new ones could not be read."""
-    usual = os.path.realpath(tempfile.gettempdir())
-    if any(root.startswith(usual.rstrip(os.sep) + os.sep) for root in forbidden):
+    if os.path.realpath(tempfile.gettempdir()) in _above(forbidden):
         tempfile.tempdir = tempfile.mkdtemp(prefix="sfuda-")
         os.environ["TMPDIR"] = tempfile.tempdir
         # Worker processes end without atexit.
         Finalize(None, shutil.rmtree, (tempfile.tempdir, True), exitpriority=0)
+
+
+def _own_cache(forbidden: frozenset[str]) -> None:
+    """Have libraries' caches where they can be read, though data lie in a new home folder too."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    if home in _above(forbidden):
+        cache = os.path.join(home, ".cache")
+        with suppress(OSError):
+            os.makedirs(cache, exist_ok=True)
+        if not os.path.isdir(os.path.join(home, ".triton")):
+            os.environ.setdefault("TRITON_HOME", cache)

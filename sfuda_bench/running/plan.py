@@ -346,6 +346,7 @@ class _Planner:
             "image_size": size,
             "precision": self.precision,
             "data_digest": data,
+            "roi_crop_px": self.settings.data.roi_crop_px,
             "source_dir": str(folder),
             "checkpoint_every": self.request.checkpoint_every,
         }
@@ -418,6 +419,7 @@ class _Planner:
             "precision": self.precision,
             "stream_key": digest({"streams": shared}),
             "artefact_base": shared,
+            "roi_crop_px": self.settings.data.roi_crop_px,
             "record": sorted(records),
             "keep_model": self.request.keep_models,
             "code_digest": code_digest(Path(spec.origin)),

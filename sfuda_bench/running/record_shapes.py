@@ -73,6 +73,7 @@ _RUN: Mapping[str, Any] = {
     "threads": _Count,
     "versions": _TEXTS,
     "run": (None, _Word),
+    "roi_crop_px": _Count,
     "warnings": [str],
 }
 _CARD: Mapping[str, Any] = {
@@ -81,6 +82,7 @@ _CARD: Mapping[str, Any] = {
     "imported": (None, {str: Any}),
     "network": _NETWORK,
     "image_size": (None, _Count),
+    "roi_crop_px": _Count,
     "updates": _Count,
     "seconds": float,
     "test_dice": _DICE,
@@ -132,7 +134,8 @@ _SHAPES: Mapping[str, tuple[Mapping[Any, Any], Mapping[Any, Any]]] = {
     "thresholds.json": ({}, {"ece": {str: float}, "mask_digest": str, "version": _Count}),
     "selections.json": ({str: _Count}, {}),
     "last.json": ({"cells": [(_CELL, _MORE)]}, {}),
-    "manifest.json": ({}, {"files": _TEXTS}),
+    "manifest.json": ({}, {"files": _TEXTS, "seals": bool}),
+    "committing.json": ({"staged": _Word, "final": str, "manifest": str}, {}),
 }
 
 

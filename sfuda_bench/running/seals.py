@@ -1,8 +1,9 @@
 """Whether a stored file is what was written: seals in records, manifests beside results.
 
 A record that lies outside a manifest carries a digest of its own fields, its seal. What a
-manifest lists is compared with it when it is read. Stores of earlier versions have neither for
-some files; those are read as they are.
+manifest lists is compared with it when it is read; a manifest also says whether the records that
+are written beside it later must have seals. Stores of earlier versions have neither for some
+files; those are read as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfuda_bench.errors import StoreSchemaError, spoilt
 from sfuda_bench.running.keys import file_digest
@@ -36,14 +37,16 @@ def unsealed(path: Path, value: Mapping[str, Any], *, checked: bool = True) -> d
     Args:
         path: Where it was read, for messages.
         value: The record, with or without a seal.
-        checked: Whether the seal must be right.
+        checked: Whether the seal must be right, and there where a manifest asks for it.
 
     Raises:
         StoreSchemaError: The record is not what was sealed.
     """
     record = {name: part for name, part in value.items() if name != _SEAL}
-    if checked and _SEAL in value and value[_SEAL] != _digest(record):
-        raise changed(path)
+    if checked:
+        intact = value[_SEAL] == _digest(record) if _SEAL in value else not _needs_seal(path)
+        if not intact:
+            raise changed(path)
     return record
 
 
@@ -75,23 +78,40 @@ def listed_digest(path: Path) -> str | None:
     Raises:
         StoreSchemaError: The manifest cannot be read.
     """
+    folder, manifest = _manifest_of(path)
+    return manifest.files.get(path.relative_to(folder).as_posix())
+
+
+def _needs_seal(path: Path) -> bool:
+    folder, manifest = _manifest_of(path)
+    name = path.relative_to(folder).as_posix()
+    return manifest.seals and name not in manifest.files and name != MANIFEST
+
+
+def changed(path: Path) -> StoreSchemaError:
+    """Return the error for a file whose content is not what was written."""
+    return spoilt(path, "damaged: not what was written")
+
+
+class _Manifest(NamedTuple):
+    files: Mapping[str, str]
+    seals: bool  # whether later records have one
+
+
+_NONE = _Manifest({}, False)
+
+
+def _manifest_of(path: Path) -> tuple[Path, _Manifest]:
+    """Return the folder that lists a file, and its manifest; an empty one where there is none."""
     for folder in path.parents[:_LISTING_PARENTS]:
         manifest = folder / MANIFEST
         try:
             status = manifest.stat()
         except OSError:
             continue
-        nested = folder != path.parent
-        read = _read_all if nested else _read_top
-        return read(manifest, status.st_mtime_ns, status.st_size).get(
-            path.relative_to(folder).as_posix()
-        )
-    return None
-
-
-def changed(path: Path) -> StoreSchemaError:
-    """Return the error for a file whose content is not what was written."""
-    return spoilt(path, "damaged: not what was written")
+        read = _read_top if folder == path.parent else _read_all
+        return folder, read(manifest, status.st_mtime_ns, status.st_size)
+    return path.parent, _NONE
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -100,18 +120,20 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 @cache
-def _read_top(manifest: Path, modified: int, size: int) -> dict[str, str]:
+def _read_top(manifest: Path, modified: int, size: int) -> _Manifest:
     """Return what lies directly in the folder: little, even of thousands of cells."""
     found = _read_all(manifest, modified, size)
-    return {name: digest for name, digest in found.items() if "/" not in name}
+    top = {name: digest for name, digest in found.files.items() if "/" not in name}
+    return found._replace(files=top)
 
 
 @lru_cache(maxsize=8)
-def _read_all(manifest: Path, modified: int, size: int) -> dict[str, str]:
+def _read_all(manifest: Path, modified: int, size: int) -> _Manifest:
     try:
-        files = json.loads(manifest.read_bytes())["files"]
+        record = json.loads(manifest.read_bytes())
+        files = record["files"]
         if all(_SHA256.fullmatch(digest) for digest in files.values()):
-            return dict(files)
+            return _Manifest(dict(files), record.get("seals") is True)
         problem = "a digest is not 64 hexadecimal digits"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"

@@ -358,6 +358,7 @@ def compute_source(job: dict[str, Any], store: Store, device: torch.device, emit
         "recipe": asdict(recipe),
         "network": asdict(network_settings),
         "image_size": job["image_size"],
+        "roi_crop_px": job["roi_crop_px"],
         "precision": job["precision"],
         "train_images": len(train.images),
         "selection": recipe.selection,

@@ -56,12 +56,7 @@ class Store:
         """
         marker = root / "store.json"
         if marker.is_file():
-            found = read_json(marker).get("schema")
-            if found != SCHEMA:
-                raise StoreSchemaError(
-                    f"{marker}: schema {found!r}, this version reads schema {SCHEMA}",
-                    hint="choose another --out, or use the version that wrote it",
-                )
+            check_schema(marker)
         elif create:
             try:
                 root.mkdir(parents=True, exist_ok=True)
@@ -157,12 +152,13 @@ class Store:
         write_manifest(staged)
         sync_tree(staged)
         make_folder(final.parent)
+        _fsync(staged.parent.parent)  # nobody waited for the attempt's folder itself
         note = {
             "staged": staged.name,
             "final": os.path.relpath(final, self.root),
             "manifest": file_digest(staged / MANIFEST),
         }
-        write_json(staged.parent / _COMMITTING, note)
+        write_sealed(staged.parent / _COMMITTING, note)
         self._finish_commit(staged.parent)
 
     def _finish_commit(self, attempt: Path) -> None:
@@ -193,6 +189,20 @@ class Store:
         marker.unlink()
 
 
+def check_schema(marker: Path) -> None:
+    """Make sure that the ``store.json`` of a store is of this version's schema.
+
+    Raises:
+        StoreSchemaError: It has another schema or cannot be read.
+    """
+    found = read_json(marker).get("schema")
+    if found != SCHEMA:
+        raise StoreSchemaError(
+            f"{marker}: schema {found!r}, this version reads schema {SCHEMA}",
+            hint="choose another --out, or use the version that wrote it",
+        )
+
+
 def write_manifest(folder: Path) -> None:
     """Write ``manifest.json``: the sha256 of every result file in a folder, by relative path."""
     files = {
@@ -200,7 +210,7 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in CIRCUMSTANCES
     }
-    write_json(folder / MANIFEST, {"files": files}, durable=False)
+    write_json(folder / MANIFEST, {"files": files, "seals": True}, durable=False)
 
 
 def _is_that(folder: Path, manifest: str) -> bool:
@@ -347,7 +357,7 @@ def read_json(path: Path, *, checked: bool = True) -> dict[str, Any]:
     except (ValueError, OSError, RecursionError) as error:
         raise spoilt(path, f"damaged or unreadable ({error})") from error
     if not isinstance(value, dict):
-        raise StoreSchemaError(f"{path}: expected a JSON object", hint=f"delete {path.parent}")
+        raise spoilt(path, "expected a JSON object")
     if checked:
         check_listed(path, data)
     record = unsealed(path, value, checked=checked)

@@ -10,13 +10,23 @@ from typing import Any
 
 from sfuda_bench.errors import StoreSchemaError, UsageError
 from sfuda_bench.frames import frame_digest, read_parquet
+from sfuda_bench.images.packed import load_pack, open_images, open_masks, set_digest, stems_of
 from sfuda_bench.running.keys import digest, file_digest, score_key
 from sfuda_bench.running.seals import MANIFEST, listed_digest
 from sfuda_bench.running.store import SCHEMA, Store, read_json
-from sfuda_bench.running.store_digest import COMMITTED, tensors_sha256, value_digest
+from sfuda_bench.running.store_digest import (
+    COMMITTED,
+    result_files,
+    tensors_sha256,
+    value_digest,
+)
 from sfuda_bench.scoring.codes import STRUCTURES
 
 _MODEL = "model.safetensors"
+_LATER = frozenset({".json", ".parquet"})
+"""Kinds of files that are written into a committed folder later: records, and what they tell of."""
+_LOOSE = ("runs/*.json", "plans/*.json", "studies/*/trials.json", "studies/*/result.json")
+"""Records that belong to no committed folder."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Verdict:
 
     Attributes:
         out: The store.
-        checked: Numbers of cells, sources, artefacts and files.
+        checked: Numbers of cells, sources, artefacts, files and packs of images and masks.
         mismatches: Everything that is wrong.
         not_recorded: How many folders lack a digest that older versions did not record, by name.
     """
@@ -60,7 +70,7 @@ class Verdict:
         return {
             "out": str(self.out),
             "ok": not self.mismatches,
-            "checked": {name: self.checked[name] for name in (*COMMITTED, "files")},
+            "checked": {name: self.checked[name] for name in (*COMMITTED, "files", "packs")},
             "not_recorded": dict(sorted(self.not_recorded.items())),
             "mismatches": [asdict(mismatch) for mismatch in self.mismatches],
         }
@@ -88,6 +98,7 @@ class _Verification:
         self.out, self.note = out, note
         self.verdict = Verdict(out)
         self.models: dict[str, str] = {}
+        self.images: dict[tuple[str, ...], tuple[str, ...]] = {}  # digests by ids
 
     def run(self) -> Verdict:
         checks = {"sources": self._source, "artefacts": self._artefact, "cells": self._cell}
@@ -107,6 +118,11 @@ class _Verification:
                     self._wrong(folder, "record", "a readable file", error.message)
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
                     self._wrong(folder, "record", "every field", f"{type(error).__name__} {error}")
+        for pattern in _LOOSE:
+            for path in sorted(self.out.glob(pattern)):
+                self._record(path)
+        self._packs("images", self._packed_images)
+        self._packs("masks", self._packed_masks)
         return self.verdict
 
     def _name(self, path: Path) -> str:
@@ -131,17 +147,30 @@ class _Verification:
         for name, expected in read_json(path, checked=False)["files"].items():
             file = folder / name
             self.verdict.checked["files"] += 1
-            found = file_digest(file) if file.is_file() else "no such file"
-            self._same(file, "sha256 of its bytes", expected, found)
+            self._bytes(file, expected)
+        for file in result_files(folder):
+            later = file.parent == folder and file.suffix in _LATER
+            if not later and listed_digest(file) is None:
+                self._wrong(file, "file", "one that was committed", "an unknown file")
+
+    def _bytes(self, file: Path, expected: str) -> None:
+        found = file_digest(file) if file.is_file() else "no such file"
+        self._same(file, "sha256 of its bytes", expected, found)
 
     def _records(self, folder: Path) -> None:
-        """Read the records that no manifest lists: each has a seal, and fields of known kinds."""
+        """Read the records that no manifest lists, and the frames that they speak of."""
         for path in sorted(folder.glob("*.json")):
-            if listed_digest(path) is None:
-                try:
-                    read_json(path)
-                except StoreSchemaError as error:
-                    self._wrong(path, "record", "what was written", error.message)
+            if listed_digest(path) is None and path.name != MANIFEST:
+                for name, expected in self._record(path).get("bytes", {}).items():
+                    self._bytes(folder / name, expected)
+
+    def _record(self, path: Path) -> Mapping[str, Any]:
+        """Return a record with the right seal and fields of the right kinds, or an empty one."""
+        try:
+            return read_json(path)
+        except StoreSchemaError as error:
+            self._wrong(path, "record", "what was written", error.message)
+            return {}
 
     def _model(self, folder: Path, expected: str) -> None:
         path = folder / _MODEL
@@ -244,6 +273,36 @@ class _Verification:
             self._same(path, "values", expected, frame_digest(read_parquet(path, checked=False)))
         except StoreSchemaError as error:
             self._wrong(path, "values", expected, error.message)
+
+    # -- packed images and masks --------------------------------------------------------------
+
+    def _packs(self, kind: str, check: Callable[[Path], None]) -> None:
+        for path in sorted((self.out / "packed" / kind).glob("*.json")):
+            self.verdict.checked["packs"] += 1
+            try:
+                load_pack(path.with_suffix(".npy"))
+                check(path.with_suffix(".npy"))
+            except StoreSchemaError as error:
+                self._wrong(path, "pack", "what was packed", error.message)
+
+    def _packed_images(self, path: Path) -> None:
+        pack = open_images(path)
+        self._same(path, "key", path.stem, pack.key)
+        self._same(path, "digest of the set", set_digest(pack.digests), pack.set_digest)
+        begins = [name.partition("-")[0] for name in pack.ids]
+        self._same(path, "ids", [text[: len(begins[0])] for text in pack.digests], begins)
+        stems_of(self.out / "packed" / "names" / f"{path.stem}.json", pack.ids)
+        self.images[pack.ids] = pack.digests
+
+    def _packed_masks(self, path: Path) -> None:
+        pack = open_masks(path)
+        self._same(path, "key", path.stem, pack.key)
+        images = self.images.get(pack.ids)
+        if images is None:
+            self._wrong(path, "ids", "those of packed images", "others")
+            return
+        pairs = [f"{image}:{mask}" for image, mask in zip(images, pack.digests, strict=True)]
+        self._same(path, "digest of the pairs", set_digest(pairs), pack.mask_digest)
 
 
 def _images(folder: Path) -> set[str]:

@@ -19,8 +19,9 @@ COMMITTED = {
     "artefacts": "artefacts/*/*/meta.json",
 }
 """The file that makes a folder count, by kind."""
-TIMES = frozenset({"seconds", "bytes"})
-"""Fields of JSON records that hold a duration, or digests that depend on library versions."""
+OUTSIDE = frozenset({"seconds", "bytes", "roi_crop_px"})
+"""Fields of JSON records that hold a duration, digests that depend on library versions, or the
+window that was cut: files that hold the window and nothing else give the same results."""
 _DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -89,7 +90,7 @@ def value_digest(path: Path) -> str:
     """
     if path.suffix == ".json":
         record = read_json(path, checked=False)
-        kept = {name: value for name, value in record.items() if name not in TIMES}
+        kept = {name: value for name, value in record.items() if name not in OUTSIDE}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
     if path.suffix == ".parquet":
         return frame_digest(read_parquet(path, checked=False))

@@ -18,7 +18,8 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -28,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 from sfuda_bench.errors import EnvironmentProblem, SfudaError
 from sfuda_bench.running.failures import classify, is_certain
 from sfuda_bench.running.firewall import restrict
+from sfuda_bench.running.store import Store, make_folder
 
 if TYPE_CHECKING:
     from sfuda_bench.running.jobs import JobRunner
-    from sfuda_bench.running.store import Store
 
 _BUSY_SHARE = 0.01  # of a core; a process that waits for nothing but a timer uses less
 _ANSWER_SECONDS = 2.0  # until a process has said where it is
@@ -200,11 +201,14 @@ def _main(connection: Connection, stacks: Connection, settings: WorkerSettings) 
     faulthandler.enable(stacks.fileno())
     faulthandler.register(signal.SIGUSR1, stacks.fileno())
     channel = Channel(connection)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     heart = _Heart(channel, settings.beat_seconds)
-    threading.Thread(target=heart.run, name="heart", daemon=True).start()
     try:
-        runner, broken = _prepare(settings), None
+        with heart.beating():  # importing libraries takes long
+            runner, broken = _prepare(settings), None
+        # The kernel holds the thread that closed the door, and those that it starts from now on.
+        threading.Thread(target=heart.run, daemon=True).start()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        _load_plugins(runner, settings)
     except BaseException as error:
         runner, broken = None, failed_message(error)  # said again for every job that comes
     while True:
@@ -255,14 +259,24 @@ class _Heart:
 
     def __init__(self, channel: Channel, seconds: float) -> None:
         self._channel, self._seconds = channel, seconds
-        # Opened before the firewall closes, which refuses to look into other processes.
-        self._proc = os.open("/proc", os.O_RDONLY) if sys.platform == "linux" else None
+        self._stopped = threading.Event()
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat from a thread that ends with the block."""
+        thread = threading.Thread(target=self.run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            thread.join()
+            self._stopped.clear()
 
     def run(self) -> None:
-        """Beat until the pipe is closed."""
+        """Beat until the pipe is closed, or the block of :meth:`beating` ends."""
         before = self._cpu_seconds()
-        while True:
-            time.sleep(self._seconds)
+        while not self._stopped.wait(self._seconds):
             now = self._cpu_seconds()
             if now - before > _BUSY_SHARE * self._seconds or _waits_for_a_lock():
                 try:
@@ -294,20 +308,13 @@ class _Heart:
         except (OSError, ValueError, IndexError):
             return 0
 
-    def _read(self, name: str) -> str:
-        if self._proc is None:
-            return ""
-        handle = os.open(name, os.O_RDONLY, dir_fd=self._proc)
-        try:
-            return os.read(handle, 2**16).decode()
-        finally:
-            os.close(handle)
+    @staticmethod
+    def _read(name: str) -> str:
+        return Path("/proc", name).read_text("utf-8", "replace")
 
 
 def _waits_for_a_lock() -> bool:
     """Whether the main thread waits until another process has computed what it needs."""
-    from sfuda_bench.running.store import Store
-
     waiting = Store.lock.__wrapped__.__code__  # type: ignore[attr-defined]  # set by contextmanager
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
@@ -338,28 +345,33 @@ def failed_message(error: BaseException) -> dict[str, Any]:
 
 def _prepare(settings: WorkerSettings) -> JobRunner:
     """Import what jobs need, then close the door on masks for an adapt worker."""
-    from sfuda_bench.methods import METHODS
-    from sfuda_bench.registry import load_plugin_file
     from sfuda_bench.running.jobs import JobRunner
-    from sfuda_bench.running.process_state import ProcessState
     from sfuda_bench.running.runtime import configure
 
     configure(settings.threads)
     runner = JobRunner(Path(settings.out), settings.device)
     if settings.role == "adapt":
         _restrict(settings, runner.store)
+    return runner
+
+
+def _load_plugins(runner: JobRunner, settings: WorkerSettings) -> None:
+    """Import the plug-ins, behind the closed door, and remember the state that they leave."""
+    from sfuda_bench.methods import METHODS
+    from sfuda_bench.registry import load_plugin_file
+    from sfuda_bench.running.process_state import ProcessState
+
     METHODS.load()
     for path in settings.plugins:
         load_plugin_file(Path(path))
     runner.clean = ProcessState()
-    return runner
 
 
 def _restrict(settings: WorkerSettings, store: Store) -> None:
     """Close the door on masks, before any plug-in is imported."""
     platform.processor()  # asks a child process, once
     for folder in ("attempts", "cells", "artefacts", "sources"):  # what exists can be read later
-        (store.root / folder).mkdir(exist_ok=True)
+        make_folder(store.root / folder)
     restrict(settings.forbidden, read_only=(store.root / "sources", store.packed))
 
 

@@ -93,7 +93,7 @@ def test_a_frame_of_a_record_without_byte_digests_is_compared_by_value(
     fields = read_json(record)
     del fields["bytes"]
     record.unlink()
-    write_json(record, fields)
+    write_sealed(record, fields)
     frame = read_parquet(path)
     path.unlink()
     write_parquet(frame.assign(dice=0.99), path)

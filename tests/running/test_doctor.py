@@ -43,6 +43,14 @@ def test_a_healthy_folder_passes_and_is_left_as_it_was(
     assert not list(tmp_path.iterdir())
 
 
+def test_it_says_what_keeps_masks_from_methods() -> None:
+    """A kernel without Landlock is no fault, but a method may start no process there."""
+    with_kernel, without = doctor.check_firewall(True), doctor.check_firewall(False)
+    assert {with_kernel.state, without.state} == {doctor.OK}
+    assert "Landlock" in with_kernel.found
+    assert "may not start processes" in without.found
+
+
 def test_this_machine_has_frameworks_that_fit_each_other() -> None:
     found = doctor.probe_libraries()
     assert found["torch"] and "torchvision_error" not in found and "weights_error" not in found

@@ -24,7 +24,15 @@ import pytest
 
 from sfuda_bench.errors import EnvironmentProblem, StoreSchemaError
 from sfuda_bench.running import store as store_module
-from sfuda_bench.running.store import Busy, Store, read_json, retract, write_bytes, write_json
+from sfuda_bench.running.store import (
+    Busy,
+    Store,
+    read_json,
+    retract,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 from sfuda_bench.running.store_check import verify_store
 from sfuda_bench.running.store_digest import store_contents
 
@@ -170,7 +178,7 @@ def write_cell(folder: Path, number: int) -> None:
     for name in ("a-cup.txt", "a-disc.txt"):
         (folder / "predictions" / name).write_text(f"{number}\n" * 50)
     write_json(folder / "cell.json", {"number": number, "key": KEY})
-    write_json(folder / "run.json", {"pid": os.getpid()})
+    write_sealed(folder / "run.json", {"pid": os.getpid()})
 
 
 def cell_work(number: int) -> Work:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from sfuda_bench.methods import METHODS
+from sfuda_bench.running.firewall import kernel_helps
+from sfuda_bench.running.workers import Worker, WorkerSettings
 
 _OURS = [name for name in METHODS.names() if not METHODS.get(name).oracle]
 _PROBE = """
@@ -37,6 +39,18 @@ def by_descriptor():
     above = os.path.dirname(folder)
     handle = os.open(above, os.O_RDONLY | os.O_DIRECTORY)
     os.open(os.path.relpath(path, above), os.O_RDONLY, dir_fd=handle)
+
+def opened_from(base, name):
+    handle = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    os.open(name, os.O_RDONLY, dir_fd=handle)
+
+def linked_from(base):
+    handle = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    os.link(os.path.relpath(path, base), elsewhere, src_dir_fd=handle)
+
+def by_link_from(base):
+    os.symlink(os.path.relpath(folder, base), os.path.join(base, "way"))
+    opened_from(base, os.path.join("way", os.path.basename(path)))
 
 def from_within():
     os.chdir(folder)
@@ -75,6 +89,10 @@ ways = {
     "memory": lambda: open("/proc/self/mem", "rb"),
     "parent's files": lambda: os.listdir(f"/proc/{os.getppid()}/fd"),
     "descriptor": by_descriptor,
+    "beside a descriptor": lambda: opened_from("/usr/lib", os.path.relpath(path, "/usr/lib")),
+    "proc's descriptor": lambda: opened_from("/proc", "self/root" + path),
+    "link beside": lambda: linked_from("/usr/lib"),
+    "link below": lambda: by_link_from(os.path.dirname(elsewhere)),
     "listdir": lambda: os.listdir(folder),
     "within": from_within,
     "glob": lambda: found(Path(folder).glob("*")),
@@ -86,6 +104,7 @@ ways = {
     "system": lambda: checked(-os.system(f"cat '{path}' > {os.devnull} 2>&1")),
     "fork_exec": by_child,
     "libc": lambda: checked(libc.fopen64(path.encode(), b"r") - 1),
+    "libc's link": lambda: checked(libc.link(path.encode(), elsewhere.encode())),
     "libc early": lambda: checked(early(path.encode(), os.O_RDONLY)),
     "torch": lambda: torch.from_file(path, size=1, dtype=torch.uint8),
     "torchvision": lambda: torchvision.io.read_file(path),
@@ -155,11 +174,11 @@ def layout(trained: Any) -> dict[str, Any]:
 
 BY_PYTHON = [
     "open", "bytes", "relative", "memmap", "pillow", "os.open", "proc", "parent", "memory",
-    "parent's files", "descriptor", "listdir", "within", "glob", "sqlite", "link", "rename",
-    "symlink",
+    "parent's files", "descriptor", "beside a descriptor", "proc's descriptor", "listdir", "within",
+    "glob", "sqlite", "link", "link beside", "link below", "rename", "symlink",
 ]  # fmt: skip
 AROUND_PYTHON = ["fork_exec", "libc early", "torch", "torchvision"]
-BY_CHILDREN_AND_LIBC = ["child", "system", "libc"]
+BY_CHILDREN_AND_LIBC = ["child", "system", "libc", "libc's link"]
 
 
 def test_the_hook_refuses_every_way_of_python(layout: dict[str, Any], tmp_path: Path) -> None:
@@ -178,6 +197,114 @@ def test_the_kernel_refuses_the_ways_around_python(layout: dict[str, Any], tmp_p
     if said.pop("layers") == ["hook"]:
         pytest.skip("this kernel has no Landlock")
     assert [way for way, what in said.items() if not what.startswith("refused")] == []
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("linked", ["folder", "file", "chain"])
+def test_what_links_in_the_data_root_lead_to_is_refused(
+    linked: str, kernel: bool, tmp_path: Path
+) -> None:
+    """Data roots are often trees of links; neither name of the file opens it."""
+    pool, data = tmp_path / "pool", tmp_path / "data"
+    masks = data / "clinic" / "ROIs" / "mask"
+    (pool / "masks").mkdir(parents=True)
+    (pool / "masks" / "a.png").write_bytes(b"mask")
+    (pool / "readable.txt").write_text("x")
+    masks.parent.mkdir(parents=True)
+    if linked == "file":
+        masks.mkdir()
+        (masks / "a.png").symlink_to(pool / "masks" / "a.png")
+    else:
+        way = pool / "masks"
+        if linked == "chain":
+            way = tmp_path / "more"
+            way.mkdir()
+            (way / "a.png").symlink_to("../pool/masks/a.png")
+        masks.symlink_to(way)
+    for path in (masks / "a.png", pool / "masks" / "a.png"):
+        said = attempt(path, [data], ["open", "os.open", "child"], tmp_path, kernel=kernel)
+        del said["layers"]
+        assert all(what.startswith("refused") for what in said.values()), said
+    assert attempt(pool / "readable.txt", [data], ["open"], tmp_path)["open"] == "done"
+
+
+def test_a_link_to_what_everybody_needs_bars_nothing(tmp_path: Path) -> None:
+    """A stray link to the root folder, to Python or to the store would stop every method."""
+    data, store = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (store / "sources").mkdir(parents=True)
+    (store / "sources" / "card.json").write_text("x")
+    for number, target in enumerate(("/", sys.prefix, tmp_path, store)):
+        (data / f"link{number}").symlink_to(target)
+    for kernel in (False, True):
+        card = store / "sources" / "card.json"
+        shared = (store / "sources",)
+        said = attempt(card, [data], ["open"], tmp_path, kernel=kernel, read_only=shared)
+        assert said["open"] == "done"
+
+
+_KEEPS = """
+import os, sys
+from pathlib import Path
+from sfuda_bench.running.firewall import restrict
+
+restrict([sys.argv[1]])
+path = Path.home() / ".cache" / "torch" / "weights"
+path.parent.mkdir()
+path.write_text("x")
+print(path.read_text(), os.environ.get("TRITON_HOME"))
+"""
+
+
+def test_caches_in_a_new_home_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel permits what exists; a home that holds the data may hold no cache yet."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TRITON_HOME", raising=False)
+    (tmp_path / "data").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _KEEPS, str(tmp_path / "data")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("x")
+    if kernel_helps():
+        assert done.stdout.split()[1] == str(tmp_path / ".cache")
+
+
+_ASKS_THREADS = """
+import json, threading
+from pathlib import Path
+
+found = {}
+for thread in threading.enumerate():
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    found[thread.name] = next(x.split()[1] for x in status.splitlines() if "NoNewPrivs" in x)
+Path(__file__).with_name("threads.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not kernel_helps(), reason="this kernel has no Landlock")
+def test_the_kernel_holds_every_thread_of_a_worker(tmp_path: Path) -> None:
+    """Landlock holds a thread and what it starts; a plug-in meets no thread from before."""
+    plugin, masks = tmp_path / "asks_threads.py", tmp_path / "out" / "packed" / "masks"
+    plugin.write_text(_ASKS_THREADS)
+    masks.mkdir(parents=True)
+    out = str(tmp_path / "out")
+    settings = WorkerSettings("adapt", out, "cpu", 1, (str(plugin),), (str(masks),))
+    worker = Worker(settings)
+    try:
+        worker.submit({})  # answered once everything is imported
+        assert worker.connection.poll(60)
+    finally:
+        worker.stop()
+    found = json.loads((tmp_path / "threads.json").read_text("utf-8"))
+    assert len(found) >= 3
+    assert set(found.values()) == {"1"}
 
 
 @pytest.mark.parametrize("what", ["packed masks", "names", "raw image"])

@@ -82,6 +82,7 @@ def test_a_store_of_another_schema_or_a_damaged_marker_has_exit_code_seven(
         Store.open(tmp_path)
     assert caught.value.exit_code == 7
     assert caught.value.hint
+    assert "delete the folder" not in caught.value.hint  # that would be the whole store
 
 
 def test_an_unwritable_folder_is_a_problem_of_the_machine(tmp_path: Path) -> None:
@@ -107,6 +108,42 @@ def test_a_commit_replaces_an_earlier_folder_as_a_whole(store: Store) -> None:
     ]
     assert read_json(final / "cell.json") == {"number": 2}
     assert not list(store.attempt(KEY).glob("cell*"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"staged": "cell", "final": "../../elsewhere", "manifest": "0", "seal": "0"}'],
+    ids=["empty", "edited"],
+)
+def test_a_damaged_note_of_a_commit_moves_nothing(store: Store, text: str) -> None:
+    """What says where a finished folder goes has a seal: it could send it anywhere."""
+    staged = store.staging(KEY, "cell")
+    write_json(staged / "cell.json", {"number": 1})
+    (staged.parent / "committing.json").write_text(text, "utf-8")
+    with pytest.raises(StoreSchemaError, match=r"committing\.json") as caught:
+        Store.open(store.root)
+    assert str(staged.parent) in str(caught.value.hint)
+    assert staged.is_dir()
+
+
+def test_a_commit_waits_for_every_folder_on_the_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder outlives a loss of power once its parent was brought to the disk."""
+    synced = set()
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(_path(handle)), real(handle)))
+    staged = store.staging(KEY, "cell")
+    write_json(staged / "cell.json", {"number": 1})
+    final = store.cell("m", "a", "b", KEY)
+    store.commit(staged, final)
+    ways = (*final.parents, staged, *staged.parents)
+    expected = {path for path in ways if path.is_relative_to(store.root)} - {staged}
+    assert {str(path) for path in expected} <= synced
+
+
+def _path(handle: int) -> str:
+    return os.readlink(f"/proc/self/fd/{handle}")
 
 
 def test_what_was_left_half_built_is_thrown_away(store: Store) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from sfuda_bench.cli import main
+from sfuda_bench.errors import StoreSchemaError
+from sfuda_bench.running.plan import record_plan
 from sfuda_bench.running.seals import MANIFEST
 from sfuda_bench.running.store import read_json, write_json
 from sfuda_bench.running.store_check import verify_store
+from sfuda_bench.running.threshold_records import write_store_thresholds
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,122 @@ def test_damage_is_found_and_named(store: Path, name: str) -> None:
     assert any(what in mismatch.what for mismatch in found), found
     folders = {str(path.parent.relative_to(store)), str(path.relative_to(store))}
     assert any(mismatch.path.startswith(tuple(folders)) for mismatch in found)
+
+
+LATER = ("scores-standard", "selections", "thresholds", "funnel", "train-standard", "run")
+
+
+@pytest.fixture
+def recorded(everything: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(everything, tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def everything(trained: Any, copy_bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store with a cell that has every record that is written after it."""
+    bench = copy_bench(trained, tmp_path_factory.mktemp("everything"))
+    plan = bench.plan("dpl", record=frozenset({"epochs", "validators", "train", "labels"}))
+    bench.compute(plan)
+    record_plan(plan)
+    write_store_thresholds(bench.out)
+    return Path(bench.out)
+
+
+def test_a_store_with_every_record_is_in_order(everything: Path) -> None:
+    verdict = verify_store(everything)
+    assert not verdict.mismatches
+    assert verdict.checked["packs"] >= 4
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_record_without_its_seal_is_no_older_record(recorded: Path, name: str) -> None:
+    """The manifest says that what is written later has a seal: an edited record cannot drop it."""
+    path = one(recorded, f"{CELL}/{name}.json")
+    write_json(path, read_json(path))
+    with pytest.raises(StoreSchemaError, match="not what was written"):
+        read_json(path)
+    (mismatch,) = verify_store(recorded).mismatches
+    assert mismatch.path == path.relative_to(recorded).as_posix()
+
+
+def test_a_manifest_of_an_earlier_version_asks_for_no_seals(recorded: Path) -> None:
+    for manifest in recorded.rglob(MANIFEST):
+        fields = read_json(manifest)
+        del fields["seals"]
+        write_json(manifest, fields)
+    path = one(recorded, f"{CELL}/run.json")
+    write_json(path, read_json(path))
+    assert not verify_store(recorded).mismatches
+
+
+@pytest.mark.parametrize("name", ["cases-standard", "funnel", "train-standard", "thresholds"])
+def test_every_byte_of_a_frame_counts(recorded: Path, name: str) -> None:
+    """Also bytes that change no value, and frames that hold no scores of a profile."""
+    path = one(recorded, f"{CELL}/{name}.parquet")
+    data = bytearray(path.read_bytes())
+    data[6] ^= 1
+    path.write_bytes(data)
+    assert path.relative_to(recorded).as_posix() in {
+        m.path for m in verify_store(recorded).mismatches
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["predictions/stranger-cup.png", "predictions/epoch-009/a-cup.png", "b.safetensors"]
+)
+def test_a_file_that_was_not_committed_is_named(recorded: Path, name: str) -> None:
+    path = one(recorded, CELL) / name
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(one(recorded, f"{CELL}/predictions/*-cup.png"), path)
+    found = verify_store(recorded).mismatches
+    assert ("file", path.relative_to(recorded).as_posix()) in {(m.what, m.path) for m in found}
+
+
+def test_a_flipped_bit_of_the_plan_is_named(recorded: Path) -> None:
+    path = recorded / "plans" / "last.json"
+    path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 1', 1))
+    (mismatch,) = verify_store(recorded).mismatches
+    assert mismatch.path == "plans/last.json"
+
+
+def _swapped(field: str) -> Callable[[Path], None]:
+    """Return a damage that lets the first two entries of a list change places."""
+
+    def damage(path: Path) -> None:
+        fields = json.loads(path.read_text("utf-8"))
+        fields[field][:2] = reversed(fields[field][:2])
+        path.write_text(json.dumps(fields), "utf-8")
+
+    return damage
+
+
+PACKS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "a pixel": ("packed/images/*.npy", flip),
+    "a label": ("packed/masks/*.npy", flip),
+    "the order of images": ("packed/images/*.json", _swapped("ids")),
+    "the digests of images": ("packed/images/*.json", _swapped("digests")),
+    "the order of masks": ("packed/masks/*.json", _swapped("ids")),
+    "the digests of masks": ("packed/masks/*.json", _swapped("digests")),
+    "no names": ("packed/names/????????????????.json", Path.unlink),
+    "a pack in the place of another": (
+        "packed/masks/*.json",
+        lambda path: edit_plain(path, key="0" * 16),
+    ),
+}
+
+
+def edit_plain(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_a_damaged_pack_is_named(recorded: Path, name: str) -> None:
+    """Scores come from these pixels and from which mask belongs to which image."""
+    pattern, damage = PACKS[name]
+    path = one(recorded, pattern)
+    damage(path)
+    found = {Path(mismatch.path).stem for mismatch in verify_store(recorded).mismatches}
+    assert path.stem in found
 
 
 def test_a_cell_whose_source_model_is_gone_is_named(store: Path) -> None:

@@ -33,6 +33,7 @@ from sfuda_bench.running.own.models import (
     is_kind,
     network_of,
 )
+from sfuda_bench.running.own.window import FIELD, Window, window_of, window_words
 from sfuda_bench.running.plan import CellPlan, Plan, build_plan
 from sfuda_bench.running.recording import inference_seed
 from sfuda_bench.running.request import RunRequest
@@ -119,9 +120,11 @@ def adapt(
     found = find_images(request.images)
     model = find_model(request.model)
     _check_out(request, model, found)
-    settings = _settings(request, spec, model)
+    window = window_of(model)
+    settings = _settings(request, spec, model, window)
     _check_aux(spec, model)
-    for text in (*found.notes, *_size_notes(settings, model)):
+    differences = (*_size_notes(settings, model), *_window_notes(settings, model, window))
+    for text in (*found.notes, *differences):
         progress.note(text)
     with _work_folder(request.out) as work:
         plan, notes = _planned(request, spec, settings, model, found, work.folder)
@@ -186,13 +189,14 @@ def _inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def _settings(request: AdaptRequest, spec: MethodSpec, model: OwnModel) -> Settings:
-    """Resolve the settings; network and size come from the model's card where it has them."""
+def _settings(request: AdaptRequest, spec: MethodSpec, model: OwnModel, window: Window) -> Settings:
+    """Resolve the settings; network, size and window are the model's where these are known."""
     network = None
     if model.network is not None or request.network is not None:
         network = network_of(model, request.network, request.encoder)
     flags = {
         "data.image_size": request.image_size or model.image_size,
+        "data.roi_crop_px": window.side_px if window.known else None,
         "network.name": network.name if network else None,
         "network.encoder": network.encoder if network else request.encoder,
         "run.precision": request.precision,
@@ -211,6 +215,25 @@ def _size_notes(settings: Settings, model: OwnModel) -> list[str]:
     if own is None or own == used:
         return []
     return [f"warning: the model was trained at {own} px and is adapted at {used} px"]
+
+
+def _window_notes(settings: Settings, model: OwnModel, window: Window) -> list[str]:
+    """Say which window is taken, and whether it is the one that the model was given."""
+    used = settings.data.roi_crop_px
+    if window.known and window.side_px == used:
+        return [str(window)]
+    notes = [str(Window(used, "setting"))]
+    if window.known:
+        notes.append(
+            f"warning: the model was given {window_words(window.side_px)} and is adapted to "
+            f"{window_words(used)}"
+        )
+    elif model.kind != "bare":
+        notes.append(
+            f"warning: nothing in the records of {model.file.name} says which window of its "
+            f"images the model was given; if another one: --set data.{FIELD}=N, 0 for whole images"
+        )
+    return notes
 
 
 def _check_aux(spec: MethodSpec, model: OwnModel) -> None:

@@ -41,6 +41,7 @@ from sfuda_bench.running.own.models import (
     network_of,
     run_like,
 )
+from sfuda_bench.running.own.window import Window, window_of
 from sfuda_bench.running.predict import inference_batch, predict
 from sfuda_bench.running.runtime import resolve_device, resolve_precision
 from sfuda_bench.running.store import write_bytes, write_json
@@ -88,7 +89,8 @@ class PredictRequest:
         network: Network of a file without a card.
         encoder: Its encoder.
         image_size: Side of the input, px, where no card says it.
-        roi_crop_px: Side of the central window that is predicted, px; default: the card's, else 0.
+        roi_crop_px: Side of the central window that is predicted, px, 0 for whole images;
+            default: what the model was given, as far as that is known, else 0.
         card: Card of an adapted model that says all this instead, so that the source model is run
             as the adapted one is.
         plugins: Python files that register further plug-ins.
@@ -134,7 +136,7 @@ class Runner:
     Attributes:
         network: In eval mode, on its device.
         image_size: Side of the input, px.
-        roi_crop_px: Side of the central window that is predicted, px; 0 for the whole image.
+        window: The central window that is predicted, and how it is known.
         inference: Batch norm and dropout.
         precision: ``float32`` or ``bfloat16``.
         device: Where it runs.
@@ -143,7 +145,7 @@ class Runner:
 
     network: nn.Module
     image_size: int
-    roi_crop_px: int
+    window: Window
     inference: Inference
     precision: str
     device: torch.device
@@ -192,7 +194,7 @@ def predict_folder(
     if request.card is not None:
         model = run_like(model, request.card)
     runner = _runner(request, model)
-    for text in found.notes:
+    for text in (*found.notes, str(runner.window)):
         note(text)
     marker = _marker(model, runner, rule, request, len(found.files))
     write_json(request.out / MARKER, {**marker, "finished": False})
@@ -205,7 +207,10 @@ def predict_folder(
             rows.append(_written(request, runner, rule, path, code, seen))
             facts.append(seen)
         step(len(rows), len(found.files))
-    warnings = notes_on(facts, runner.image_size, runner.roi_crop_px)
+    warnings = [
+        *_window_warnings(model, runner.window),
+        *notes_on(facts, runner.image_size, runner.window.side_px),
+    ]
     write_bytes(request.out / TABLE, _table(rows))
     write_json(request.out / MARKER, {**marker, "finished": True, "warnings": warnings})
     return {**marker, "out": str(request.out), "warnings": warnings, "images": rows}
@@ -242,12 +247,13 @@ def _runner(request: PredictRequest, model: OwnModel) -> Runner:
             hint="--image-size N, the side in px that it was trained at",
         )
     crop = request.roi_crop_px
+    window = window_of(model) if crop is None else Window(crop, "flag")
     device = resolve_device(request.device)
     seed = model.card.get("inference_seed")
     return Runner(
         network=load_own(model, network, device),
         image_size=size,
-        roi_crop_px=int(model.card.get("roi_crop_px", 0)) if crop is None else crop,
+        window=window,
         inference=model.inference,
         precision=resolve_precision(
             request.precision or str(model.card.get("precision", "float32")), device.type
@@ -255,6 +261,17 @@ def _runner(request: PredictRequest, model: OwnModel) -> Runner:
         device=device,
         seed=derive_seed("own images", "inference") if seed is None else int(seed),
     )
+
+
+def _window_warnings(model: OwnModel, window: Window) -> list[str]:
+    """Say that the window is a guess, where a record ought to know it."""
+    if window.known or model.kind == "bare":
+        return []
+    return [
+        f"nothing in the records of {model.file.name} says which window of its images the model "
+        "was given, so whole images are predicted; if it was given a central window: "
+        "--roi-crop-px N"
+    ]
 
 
 def _check_folder(out: Path, found: ImageFolder) -> None:
@@ -287,7 +304,8 @@ def _marker(
         "model": {"file": model.file.name, "sha256": file_digest(model.file)},
         "method": model.card.get("method"),
         "image_size": runner.image_size,
-        "roi_crop_px": runner.roi_crop_px,
+        "roi_crop_px": runner.window.side_px,
+        "window_from": runner.window.origin,
         "inference": asdict(runner.inference),
         "precision": runner.precision,
         "rule": asdict(rule),
@@ -307,15 +325,16 @@ def _chunks(files: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
 def _opened(path: Path, runner: Runner) -> tuple[Uint8, Facts]:
     """Return an image's window at the model's size, and facts; its pixels are let go."""
     picture = read_picture(path)
-    window = central_window(picture.pixels, runner.roi_crop_px, axis=0)
-    return resize_image(window, runner.image_size), look_at(picture, runner.roi_crop_px)
+    side_px = runner.window.side_px
+    pixels = central_window(picture.pixels, side_px, axis=0)
+    return resize_image(pixels, runner.image_size), look_at(picture, side_px)
 
 
 def _written(
     request: PredictRequest, runner: Runner, rule: Rule, path: Path, code: Uint8, seen: Facts
 ) -> dict[str, Any]:
     """Write the mask of one image and return its row."""
-    rows, columns = (_cut(n, seen, runner.roi_crop_px) for n in (seen.height, seen.width))
+    rows, columns = (_cut(n, seen, runner.window.side_px) for n in (seen.height, seen.width))
     mask = np.zeros((2, seen.height, seen.width), dtype=np.bool_)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     mask[:, rows, columns] = rule.masks(code, (height, width))
