@@ -118,11 +118,35 @@ class Outcome:
         return read_json(self.folder / f"scores-{profile}.json")
 
 
-class Listener:
-    """Stands for the pipe of a worker when a job runs in this process."""
+class Stopped(BaseException):
+    """Stands for the death of a process: nothing between it and the top may catch it."""
 
-    def send(self, message: Any) -> None:
-        """Take a message and forget it."""
+
+class Listener:
+    """Stands for the pipe of a worker when a job runs in this process.
+
+    Args:
+        stop_at: The stage and the epoch whose report ends the job.
+
+    Attributes:
+        seen: The stages and epochs that were reported.
+    """
+
+    def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self._stop_at = stop_at
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Take a message.
+
+        Raises:
+            Stopped: It reports the epoch that must not begin.
+        """
+        if message["kind"] != "progress":
+            return
+        self.seen.append((message["stage"], message["epoch"]))
+        if self.seen[-1] == self._stop_at:
+            raise Stopped
 
 
 @dataclass
@@ -186,6 +210,18 @@ class Bench:
             for job in scoring_todo(cell):
                 run(job)
         return statuses
+
+    def interrupt(self, job: Mapping[str, Any], stage: str, epoch: int) -> bool:
+        """Compute a job in this process, and stop it as a stage begins an epoch.
+
+        Returns:
+            Whether it got so far; otherwise it is finished.
+        """
+        try:
+            JobRunner(self.out, "cpu").compute(dict(job), Listener(stop_at=(stage, epoch)))
+        except Stopped:
+            return True
+        return False
 
     def run(self, method: str, *args: Any, **kwargs: Any) -> Outcome:
         """Plan and compute one cell."""

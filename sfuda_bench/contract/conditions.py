@@ -90,6 +90,7 @@ def predict_background(bench: Bench) -> None:
 
 PLAIN = Condition("as it is")
 AGAIN = Condition("as it is, again")
+INTERRUPTED = Condition("interrupted after an epoch")
 MASKS_DELETED = Condition("masks deleted", delete_masks)
 MASKS_SHUFFLED = Condition("masks shuffled", shuffle_masks)
 TEST_NOISE = Condition("test images are noise", noise_as_test_images)

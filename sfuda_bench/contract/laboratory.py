@@ -7,18 +7,20 @@ no mask.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 
-from sfuda_bench.contract.bench import UNADAPTED, Bench, Outcome
-from sfuda_bench.contract.conditions import PLAIN, Condition
+from sfuda_bench.contract.bench import UNADAPTED, Bench, Outcome, Stopped
+from sfuda_bench.contract.conditions import INTERRUPTED, PLAIN, Condition
+from sfuda_bench.contract.interruption import STAND_INS, stand_in_job
 from sfuda_bench.errors import CheckFailed
 from sfuda_bench.running.plan import CellPlan, Plan
+from sfuda_bench.running.store import Store
 from sfuda_bench.running.workers import Worker, WorkerSettings
 
 _WORKERS_KEPT = 2
@@ -43,6 +45,10 @@ class Compute(Protocol):
         """Compute the cells of a plan."""
         ...
 
+    def interrupt(self, bench: Bench, plan: Plan) -> None:
+        """Compute the only cell of a plan until its second epoch begins."""
+        ...
+
 
 class InProcess:
     """Computes cells in this process: fast, and without a firewall."""
@@ -55,6 +61,10 @@ class InProcess:
     def __call__(self, bench: Bench, plan: Plan) -> None:
         """Compute the cells of a plan, then their scores."""
         bench.compute(plan)
+
+    def interrupt(self, bench: Bench, plan: Plan) -> None:
+        """Compute the only cell of a plan until its second epoch begins."""
+        bench.interrupt(plan.cells[0].job, "adapting", 2)
 
 
 @dataclass
@@ -110,6 +120,24 @@ class Laboratory:
             self._results[asked] = bench.outcome(plan)
         return self._results[asked]
 
+    def resumed(self, method: str, *, overrides: Sequence[str] = ()) -> Outcome | None:
+        """Return the result of a method that is stopped as its second epoch begins, and goes on.
+
+        Returns:
+            ``None`` if it left nothing to go on from.
+
+        Raises:
+            Broken: Its worker died, hung, or could not compute it.
+        """
+        bench = self.bench(INTERRUPTED)
+        plan = bench.plan(method, overrides=overrides, checkpoint_every=0.0)
+        self.compute.interrupt(bench, plan)
+        attempt = Store.open(bench.out).attempt(plan.cells[0].key)
+        if not any(attempt.glob("checkpoint/*")):
+            return None
+        self.compute(bench, plan)
+        return bench.outcome(plan)
+
     def unadapted(self, condition: Condition = PLAIN) -> Outcome:
         """Return the result of the source model itself."""
         return self.result(condition, UNADAPTED)
@@ -144,7 +172,7 @@ class Workers:
         self.timeout = timeout
         self.left: dict[str, str] = {}
         multiprocessing.set_forkserver_preload(["sfuda_bench.running.jobs"])
-        self._workers: dict[tuple[Path, str], Worker] = {}
+        self._workers: dict[WorkerSettings, Worker] = {}
 
     def __call__(self, bench: Bench, plan: Plan) -> None:
         """Compute the cells of a plan, then their scores in this process.
@@ -157,10 +185,29 @@ class Workers:
                 self._compute(bench, plan, cell)
         bench.compute(plan)
 
+    def interrupt(self, bench: Bench, plan: Plan) -> None:
+        """Compute the only cell of a plan until its second epoch begins, and end the process.
+
+        Raises:
+            Broken: The cell failed before.
+        """
+        (cell,) = plan.cells
+        stand_ins = replace(bench, plugins=(*bench.plugins, STAND_INS))
+        worker = self._worker(stand_ins, plan, cell.role)
+        message = self._ask(worker, cell, stand_in_job(cell.job))
+        self._drop(worker)
+        if message["kind"] == "failed" and message["class"] != Stopped.__name__:
+            raise Broken(_failure(message))
+
     def _compute(self, bench: Bench, plan: Plan, cell: CellPlan) -> None:
-        worker = self._worker(bench, plan, cell.role)
+        message = self._ask(self._worker(bench, plan, cell.role), cell, cell.job)
+        if message["kind"] == "failed":
+            raise Broken(_failure(message))
+
+    def _ask(self, worker: Worker, cell: CellPlan, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Have a job of a cell computed and return the last message about it."""
         try:
-            worker.submit(dict(cell.job))
+            worker.submit(dict(job))
             message = self._answer(worker, cell.method)
         except (EOFError, OSError) as error:
             worker.process.join(timeout=5)
@@ -170,8 +217,7 @@ class Workers:
         if message.get("restart"):
             self.left[cell.method] = message["restart"]
             self._drop(worker)
-        if message["kind"] == "failed":
-            raise Broken(f"{message['class']}: {message['message']}")
+        return message
 
     def _answer(self, worker: Worker, method: str) -> dict[str, Any]:
         deadline = monotonic() + self.timeout
@@ -183,25 +229,25 @@ class Workers:
         raise Broken(f"'{method}' was not done after {self.timeout:g} s")
 
     def _worker(self, bench: Bench, plan: Plan, role: str) -> Worker:
-        at = (bench.out, role)
-        if at not in self._workers:
+        settings = WorkerSettings(
+            role=role,
+            out=str(bench.out),
+            device="cpu",
+            threads=1,
+            plugins=tuple(str(path) for path in bench.plugins),
+            forbidden=tuple(str(folder) for folder in plan.forbidden),
+        )
+        if settings not in self._workers:
             while len(self._workers) >= _WORKERS_KEPT:
                 self._drop(next(iter(self._workers.values())))
-            settings = WorkerSettings(
-                role=role,
-                out=str(bench.out),
-                device="cpu",
-                threads=1,
-                plugins=tuple(str(path) for path in bench.plugins),
-                forbidden=tuple(str(folder) for folder in plan.forbidden),
-            )
-            self._workers[at] = _QuickWorker(settings)
-        self._workers[at] = self._workers.pop(at)  # used last, dropped last
-        return self._workers[at]
+            self._workers[settings] = _QuickWorker(settings)
+        self._workers[settings] = self._workers.pop(settings)  # used last, dropped last
+        return self._workers[settings]
 
     def _drop(self, worker: Worker) -> None:
-        self._workers = {at: other for at, other in self._workers.items() if other is not worker}
-        worker.stop(force=True)
+        if self._workers.get(worker.settings) is worker:
+            del self._workers[worker.settings]
+            worker.stop(force=True)
 
     def __enter__(self) -> Workers:
         return self
@@ -214,3 +260,7 @@ class Workers:
     ) -> None:
         for worker in list(self._workers.values()):
             self._drop(worker)
+
+
+def _failure(message: Mapping[str, Any]) -> str:
+    return f"{message['class']}: {message['message']}"

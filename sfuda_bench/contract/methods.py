@@ -16,7 +16,7 @@ from sfuda_bench.contract import conditions as at
 from sfuda_bench.contract.bench import SOURCE, TARGET, Outcome
 from sfuda_bench.contract.conditions import Condition
 from sfuda_bench.contract.laboratory import Laboratory
-from sfuda_bench.contract.verdicts import Invariants, demand
+from sfuda_bench.contract.verdicts import Invariants, NothingToCheck, demand
 from sfuda_bench.errors import UsageError
 from sfuda_bench.methods import MethodSpec
 from sfuda_bench.networks.taps import SegmentationNetwork
@@ -25,6 +25,7 @@ from sfuda_bench.running.keys import model_sha256
 from sfuda_bench.running.predict import predict_with
 from sfuda_bench.running.recording import ImageSet
 from sfuda_bench.running.sources import load_source_model
+from sfuda_bench.running.store import read_json
 from sfuda_bench.settings import NetworkSettings
 from sfuda_bench.tunable import bounds_of, build_config, search_space
 
@@ -225,6 +226,55 @@ def finite(lab: Laboratory, spec: MethodSpec) -> str:
         demand(len(result.codes()) == 2 * images, f"{condition.name}: predictions are missing")
         demand(result.scores()["digest"], f"{condition.name}: no scores")
     return "; ".join(condition.name for condition in at.HARD)
+
+
+@INVARIANTS.add("resumed, same bytes", offline)
+def resumed(lab: Laboratory, spec: MethodSpec) -> str:
+    """Stopped as its second epoch begins, a method goes on to the bytes of an undisturbed run."""
+    overrides = _two_epochs(lab, spec)
+    whole = lab.result(at.PLAIN, spec.name, overrides=overrides)
+    if whole.cell["epochs"] < 2:
+        asked = f" with {overrides[0]}" if overrides else ""
+        return NothingToCheck(f"it begins no second epoch{asked}: there is nothing to go on with")
+    again = lab.resumed(spec.name, overrides=overrides)
+    if again is None:
+        return NothingToCheck("task.epochs is given no optimizer and no state: it starts over")
+    after = read_json(again.folder / "run.json")["resumed_after_epoch"]
+    demand(after, f"it starts over, since task.epochs is told of other things; {_HAND_OVER}")
+    differ = _different_tensors(whole, again)
+    demand(not differ, f"resumed after its first epoch, other bytes in {differ}; {_HAND_OVER}")
+    demand(_equal_codes(whole, again), f"resumed, it predicts something else; {_HAND_OVER}")
+    return f"{again.sha[:12]} in one go, and resumed after the first epoch"
+
+
+_HAND_OVER = (
+    "hand whatever one epoch leaves to the next (a teacher, a memory bank, a counter) to "
+    "task.epochs(..., state={...}), under the same names each time"
+)
+_NAMED = 4
+"""How many tensors a message names."""
+
+
+def _two_epochs(lab: Laboratory, spec: MethodSpec) -> list[str]:
+    """Return settings under which a method begins a second epoch, if it needs and has any."""
+    if lab.result(at.PLAIN, spec.name).cell["epochs"] >= 2:
+        return []
+    highest = [bounds_of(f).high for f in dataclasses.fields(spec.config) if f.name == "epochs"]
+    return [f"{spec.name}.epochs=2" for high in highest if high is None or high >= 2]
+
+
+def _different_tensors(one: Outcome, other: Outcome) -> str:
+    """Name the tensors in which two adapted models differ; empty if there are none."""
+    first, second = (
+        {
+            name: model_sha256({name: value})
+            for name, value in load_file(result.folder / "model.safetensors").items()
+        }
+        for result in (one, other)
+    )
+    names = sorted({name for name, _ in first.items() ^ second.items()})
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 @INVARIANTS.add("any prediction batch", offline)

@@ -24,7 +24,7 @@ class Verdict:
         invariant: Its name.
         says: What it demands, in one sentence.
         verdict: ``"passed"``, ``"failed"`` or ``"not applicable"``.
-        evidence: What was seen.
+        evidence: What was seen, or why there was nothing to see.
     """
 
     invariant: str
@@ -37,6 +37,10 @@ class Verdict:
         return asdict(self)
 
 
+class NothingToCheck(str):
+    """Says, in the place of evidence, why an invariant does not apply after all."""
+
+
 @dataclass(frozen=True)
 class Invariant(Generic[S, L]):
     """Something that holds for every plug-in that it applies to.
@@ -45,8 +49,8 @@ class Invariant(Generic[S, L]):
         name: Name in tables.
         says: What it demands, in one sentence.
         applies: Whether it applies to a plug-in's spec.
-        check: Takes the laboratory and the spec; returns evidence or raises
-            :class:`sfuda_bench.contract.laboratory.Broken`.
+        check: Takes the laboratory and the spec; returns evidence, or why there is
+            :class:`NothingToCheck`, or raises :class:`sfuda_bench.contract.laboratory.Broken`.
     """
 
     name: str
@@ -59,7 +63,9 @@ class Invariant(Generic[S, L]):
         if not self.applies(spec):
             return Verdict(self.name, self.says, NOT_APPLICABLE, "")
         try:
-            return Verdict(self.name, self.says, PASSED, self.check(laboratory, spec))
+            seen = self.check(laboratory, spec)
+            verdict = NOT_APPLICABLE if isinstance(seen, NothingToCheck) else PASSED
+            return Verdict(self.name, self.says, verdict, str(seen))
         except Broken as error:
             return Verdict(self.name, self.says, FAILED, error.message)
         except SfudaError as error:

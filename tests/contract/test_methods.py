@@ -18,6 +18,7 @@ BREAKS = {
     "sees_the_record": {"unmoved by recording", "blind to test images", "every protocol"},
     "ignores_the_seed": {"another seed, other bytes"},
     "draws_from_the_system": {"same seed, same bytes", "label-blind verified"},
+    "hides_its_teacher": {"resumed, same bytes"},
     "does_nothing": {"adapts", "another seed, other bytes"},
     "changes_more": {"only declared updates"},
     "is_not_inert": {"inert settings"},
@@ -40,6 +41,7 @@ def laboratory(
 ) -> Laboratory:
     for name in ("breaks", "adversarial"):
         load_plugin_file(plugin_folder / f"{name}.py")
+    load_plugin_file(Path(__file__).with_name("hidden_state.py"))
     return Laboratory(trained, tmp_path_factory.mktemp("contract"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from sfuda_bench.contract.bench import Bench, Listener
 from sfuda_bench.methods import METHODS
-from sfuda_bench.running.checkpoint import Checkpoints
+from sfuda_bench.running.checkpoint import Checkpoints, Parts
 from sfuda_bench.running.jobs import JobRunner
+from sfuda_bench.running.plan import Plan
 from sfuda_bench.running.request import RECORDS
 from sfuda_bench.running.store import read_json
 
@@ -29,38 +32,19 @@ TRAINED = [
 ]
 
 
-class Killed(BaseException):
-    """Stands for the death of the process: nothing between it and the top may catch it."""
-
-
-class KillsAt:
-    """A worker's pipe that dies when a stage reports an epoch."""
-
-    def __init__(self, stage: str, epoch: int) -> None:
-        self.at = (stage, epoch)
-        self.seen: list[tuple[str, int]] = []
-
-    def send(self, message: dict[str, Any]) -> None:
-        if message.get("kind") == "progress":
-            self.seen.append((message["stage"], message["epoch"]))
-            if self.seen[-1] == self.at:
-                raise Killed
-
-
 def _epochs(name: str) -> list[str]:
     values = [f"{name}.epochs={EPOCHS}"]
     settings = METHODS.get(name).config.__dataclass_fields__
     return [*values, *([f"{name}.head_epochs={EPOCHS}"] if "head_epochs" in settings else [])]
 
 
-def _killed_and_resumed(bench: Any, plan: Any, stage: str, epoch: int) -> KillsAt:
-    """Compute a plan's only cell twice: killed at an epoch's begin, then to the end."""
-    runner, job = JobRunner(bench.out, "cpu"), dict(plan.cells[0].job)
-    with pytest.raises(Killed):
-        runner.compute(dict(job), KillsAt(stage, epoch))  # type: ignore[arg-type]  # only send is used
-    assert not (plan.cells[0].folder / "cell.json").exists()
-    again = KillsAt("", 0)
-    assert runner.compute(dict(job), again) == "computed"  # type: ignore[arg-type]  # only send is used
+def _stopped_and_resumed(bench: Bench, plan: Plan, stage: str, epoch: int) -> Listener:
+    """Compute a plan's only cell twice: stopped at an epoch's begin, then to the end."""
+    (cell,) = plan.cells
+    assert bench.interrupt(cell.job, stage, epoch)
+    assert not (cell.folder / "cell.json").exists()
+    again = Listener()
+    assert JobRunner(bench.out, "cpu").compute(dict(cell.job), again) == "computed"
     return again
 
 
@@ -82,7 +66,7 @@ def test_a_cell_goes_on_after_its_last_epoch_with_the_same_bytes(
     request = {"overrides": _epochs(name), "record": record, "checkpoint_every": 0.0}
     whole = one.run(name, **request)
     plan = other.plan(name, **request)
-    again = _killed_and_resumed(other, plan, "adapting", EPOCHS)
+    again = _stopped_and_resumed(other, plan, "adapting", EPOCHS)
     assert [epoch for stage, epoch in again.seen if stage == "adapting"] == [EPOCHS]
     assert read_json(plan.cells[0].folder / "run.json")["resumed_after_epoch"] == [EPOCHS - 1]
     found, expected = _results(plan.cells[0].folder), _results(whole.folder)
@@ -104,7 +88,7 @@ def test_a_frozen_step_goes_on_after_its_last_epoch(bench: Any, tmp_path: Path) 
     request = {"overrides": _epochs("cpr"), "checkpoint_every": 0.0}
     expected = whole.run("cpr", **request)
     plan = bench.plan("cpr", **request)
-    again = _killed_and_resumed(bench, plan, "similarity head", EPOCHS)
+    again = _stopped_and_resumed(bench, plan, "similarity head", EPOCHS)
     heads = [epoch for stage, epoch in again.seen if stage == "similarity head"]
     assert heads == [0, EPOCHS]
     assert bench.outcome(plan).sha == expected.sha
@@ -120,12 +104,10 @@ def test_a_source_model_goes_on_after_its_last_epoch(bench: Any, tmp_path: Path)
         out = _made(tmp_path / f"store-{kill}")
         plan = bench.plan("source_only", **settings, checkpoint_every=0.0)
         job = {**plan.sources[0].job, "source_dir": str(out / "sources/toy_a/x")}
-        runner = JobRunner(out, "cpu")
         if kill:
-            with pytest.raises(Killed):
-                runner.compute(dict(job), KillsAt("training", 5))  # type: ignore[arg-type]  # only send is used
-        pipe = KillsAt("", 0)
-        assert runner.compute(job, pipe) == "computed"  # type: ignore[arg-type]  # only send is used
+            assert replace(bench, out=out).interrupt(job, "training", 5)
+        pipe = Listener()
+        assert JobRunner(out, "cpu").compute(job, pipe) == "computed"
         # The message of an epoch comes before its checkpoint.
         assert pipe.seen[0] == ("training", 5 if kill else 1)
         (card,) = out.glob("sources/*/*/card.json")
@@ -135,11 +117,10 @@ def test_a_source_model_goes_on_after_its_last_epoch(bench: Any, tmp_path: Path)
 
 def test_a_method_that_names_no_state_starts_over(bench: Any) -> None:
     plan = bench.plan("bn_adapt", checkpoint_every=0.0)
-    runner, job = JobRunner(bench.out, "cpu"), dict(plan.cells[0].job)
-    with pytest.raises(Killed):
-        runner.compute(dict(job), KillsAt("storing", 0))  # type: ignore[arg-type]  # only send is used
-    pipe = KillsAt("", 0)
-    runner.compute(dict(job), pipe)  # type: ignore[arg-type]  # only send is used
+    job = dict(plan.cells[0].job)
+    assert bench.interrupt(job, "storing", 0)
+    pipe = Listener()
+    JobRunner(bench.out, "cpu").compute(job, pipe)
     assert ("adapting", 1) in pipe.seen
     assert read_json(plan.cells[0].folder / "run.json")["resumed_after_epoch"] == []
 
@@ -157,7 +138,7 @@ def _loop(checkpoints: Checkpoints, epochs: int, start: int = 0) -> dict[str, An
     group = optimizer.param_groups[0]
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
     total = torch.zeros(2)
-    parts = {"n": network, "o": optimizer, "s": scheduler, "t": total}
+    parts: Parts = {"n": network, "o": optimizer, "s": scheduler, "t": total}
     done = checkpoints.begin(parts)
     for epoch in range(done + 1, epochs + 1):
         loss = network(torch.rand(4, 3)).square().sum()
