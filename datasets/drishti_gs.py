@@ -12,6 +12,7 @@ from sfuda_bench.datasets import (
     RawFiles,
     RawLayout,
     SoftMasks,
+    read_ratios,
     register,
     structure_files,
 )
@@ -22,14 +23,14 @@ _SPLIT = Path(__file__).parent / "splits" / "drishti_gs.json"
 
 def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     split = json.loads(_SPLIT.read_text("utf-8"))
-    side = {name: part for part in ("train", "test") for name in split[part]}
+    listed = {name.lower(): (name, part) for part in ("train", "test") for name in split[part]}
     photographs = files.index(rf"Images/(?:[^/]+/)?{_EYE}\.(?:png|jpg|jpeg|tif|bmp)")
     cups = files.index(rf"SoftMap/{_EYE}_cupsegSoftmap\.(?:png|bmp|tif)")
     discs = files.index(rf"SoftMap/{_EYE}_ODsegSoftmap\.(?:png|bmp|tif)")
     ratios = files.index(rf"{_EYE}_cdrValues\.txt")
     eyes = []
     for key, photograph in photographs.items():
-        name = photograph.groups["eye"]
+        name, side = listed.get(key, (photograph.groups["eye"], None))
         expected = [f"{name}_{kind}segSoftmap.png" for kind in ("cup", "OD")]
         pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
@@ -37,7 +38,7 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
                 name,
                 photograph.path,
                 masks=(SoftMasks(*pair, graders=4),) if pair else (),
-                split=side.get(name),
+                split=side,
                 graders_vcdr=_ratios(files, ratios.get(key)),
                 missing=missing,
             )
@@ -52,7 +53,7 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
 
 def _ratios(files: RawFiles, file: RawFile | None) -> tuple[float, ...]:
     """Return the four experts' ratios, which stand in one line."""
-    return tuple(float(word) for word in files.text(file.path).split()) if file else ()
+    return read_ratios(file.path, files.text(file.path).split()) if file else ()
 
 
 register(

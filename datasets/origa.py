@@ -12,15 +12,18 @@ from sfuda_bench.datasets import (
     RawFiles,
     RawLayout,
     Tissue,
+    read_ratios,
     register,
 )
+from sfuda_bench.errors import DataError
 
 _VALUES: dict[int, Tissue] = {0: "background", 1: "rim", 2: "cup"}
+_COLUMNS = ("Filename", "ExpCDR", "Set", "Glaucoma")
 
 
 def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     masks = files.index(r"Masks/(?P<eye>\d+)\.(?:png|bmp|tif)")
-    rows = _list(files)
+    path, rows = _list(files)
     eyes = []
     for key, photograph in files.index(r"Images/(?P<eye>\d+)\.(?:jpg|jpeg|png|tif|bmp)").items():
         row = rows.get(key, {})
@@ -32,7 +35,7 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
                 masks=(LabelMask(masks[key].path, _VALUES),) if key in masks else (),
                 split={"A": "train", "B": "test"}.get(row.get("Set", "").upper()),
                 stratum=row.get("Glaucoma", ""),
-                graders_vcdr=(float(ratio),) if ratio else (),
+                graders_vcdr=read_ratios(path, [ratio]) if ratio else (),
                 missing=() if key in masks else (f"Masks/{photograph.groups['eye']}.png",),
             )
         )
@@ -40,13 +43,20 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     return RawDomain(tuple(eyes), split_origin=origin, published=bool(rows))
 
 
-def _list(files: RawFiles) -> dict[str, dict[str, str]]:
-    """Return the rows of the owners' list by the image's name without suffix."""
+def _list(files: RawFiles) -> tuple[str, dict[str, dict[str, str]]]:
+    """Return the path of the owners' list and its rows by the image's name without suffix."""
     found = files.find(r"OrigaList\.csv")
     if not found:
-        return {}
-    rows = csv.DictReader(io.StringIO(files.text(found[0].path)))
-    return {row["Filename"].rsplit(".", 1)[0].lower(): row for row in rows}
+        return "", {}
+    path = found[0].path
+    reader = csv.DictReader(io.StringIO(files.text(path)))
+    if lacking := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+        raise DataError(
+            f"{path}: no column {', '.join(lacking)}; expected a CSV with commas",
+            hint="download it again; without this file the split is drawn",
+        )
+    rows = [{name: row[name] or "" for name in _COLUMNS} for row in reader]
+    return path, {row["Filename"].rsplit(".", 1)[0].lower(): row for row in rows}
 
 
 register(

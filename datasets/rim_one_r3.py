@@ -22,13 +22,13 @@ _FOLDERS = {"avg": "Average_masks", "exp1": "Expert1_masks", "exp2": "Expert2_ma
 
 def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     split = json.loads(_SPLIT.read_text("utf-8"))
-    side = {name: part for part in ("train", "test") for name in split[part]}
+    listed = {name.lower(): (name, part) for part in ("train", "test") for name in split[part]}
     # Releases differ: N-1-L-Disc-exp1.png and N-1-L-1-Disc-exp1.png both occur.
     mask = rf"{_FOLDERS[choice.expert]}/{_EYE}(?:-\d)?-%s-{choice.expert}\.(?:png|bmp|jpg)"
     cups, discs = files.index(mask % "Cup"), files.index(mask % "Disc")
     eyes = []
     for key, photograph in files.index(rf"Stereo Images/{_EYE}\.(?:jpg|jpeg|png|bmp|tif)").items():
-        name = photograph.groups["eye"]
+        name, side = listed.get(key, (photograph.groups["eye"], None))
         expected = [f"{name}-{kind}-{choice.expert}.png" for kind in ("Cup", "Disc")]
         pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
@@ -36,7 +36,7 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
                 name,
                 photograph.path,
                 masks=(BinaryMasks(*pair),) if pair else (),
-                split=side.get(name),
+                split=side,
                 stratum=name[0],
                 left_half=True,
                 missing=missing,

@@ -8,6 +8,7 @@ can be the target of its own source model: the left end of every curve.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import re
@@ -82,7 +83,9 @@ def expand(pattern: str, knobs: Sequence[str]) -> list[Derived]:
     levels = _levels(pattern, text)
     if unknown := [knob for knob in levels if knob not in (*knobs, "*")]:
         known = ", ".join(knobs) or f"{base} has none"
-        raise UsageError(f"{pattern}: no knob '{unknown[0]}'; knobs: {known}", hint=_HINT)
+        near = difflib.get_close_matches(unknown[0], knobs, n=1)
+        meant = f" (did you mean '{near[0]}'?)" if near else ""
+        raise UsageError(f"{pattern}: no knob '{unknown[0]}'{meant}; knobs: {known}", hint=_HINT)
     if math.prod(map(len, levels.values())) > _MOST:
         raise UsageError(f"{pattern}: stands for more than {_MOST} domains", hint=_HINT)
     every = knobs if "*" in levels else [""]
@@ -109,7 +112,9 @@ def _levels(pattern: str, text: str) -> dict[str, list[float]]:
     for part in text.split("+"):
         knob, equals, values = (piece.strip() for piece in part.partition("="))
         if not equals or not re.fullmatch(r"[a-z_]+|\*", knob):
-            raise UsageError(f"{pattern}: '{part}': expected KNOB=SEVERITY", hint=_HINT)
+            raise UsageError(
+                f"{pattern}: '{part}': expected KNOB=SEVERITY, the knob in lower case", hint=_HINT
+            )
         if knob in found:
             raise UsageError(f"{pattern}: knob '{knob}' is given twice", hint=_HINT)
         found[knob] = _values(pattern, values)
@@ -122,7 +127,8 @@ def _values(pattern: str, text: str) -> list[float]:
     match = _RANGE.fullmatch(text)
     if match is None or float(match[1]) >= float(match[2]):
         raise UsageError(
-            f"{pattern}: '{text}': expected 0 to 1 with at most three digits, or LOW..HIGH/STEPS",
+            f"{pattern}: '{text}': expected 0 to 1 with at most three digits, or LOW..HIGH/STEPS "
+            "with LOW below HIGH and 1 to 99 steps",
             hint=_HINT,
         )
     low, high, steps = float(match[1]), float(match[2]), int(match[3])

@@ -41,7 +41,12 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     add("--raw", type=Path, required=True, metavar="DIR", help="the download: folder or archive")
     add("--out", type=Path, required=True, metavar="ROOT", help="folder of domains to write to")
     add("--name", help="name of the domain (default: the data set's)")
-    add("--layout", choices=("owner", "plain"), default="owner", help="plain: image/ and mask/")
+    add(
+        "--layout",
+        choices=("owner", "plain", "rois"),
+        default="owner",
+        help="plain: image/ and mask/; rois: the shared crops DomainN/{train,test}/ROIs/",
+    )
     add("--cropped", action="store_true", help="plain layout: the images are disc crops already")
     add("--roi-mode", metavar="MODE", help="native800 (default), crop512, native<PX>, whole")
     add("--size", type=positive, metavar="PX", help="resample the window (default: native)")

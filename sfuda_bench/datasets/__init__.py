@@ -156,7 +156,15 @@ class DrawnOutlines:
     file: str
 
 
-RawMask = LabelMask | BinaryMasks | SoftMasks | DrawnOutlines
+@dataclass(frozen=True)
+class Contours:
+    """One text file per structure with the points of its outline: x and y in px, one per line."""
+
+    cup: str
+    disc: str
+
+
+RawMask = LabelMask | BinaryMasks | SoftMasks | DrawnOutlines | Contours
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,7 @@ class RawEye:
         masks: One entry per grader; several are combined by agreement. Empty without labels.
         split: ``"train"`` or ``"test"`` where the owners or a published list say so.
         stratum: Group whose share is kept equal when the split has to be drawn, e.g. a clinic.
+        patient: Whose eye it is, where that is known: a split that is drawn keeps a patient whole.
         left_half: The photograph is one half of a stereo pair, the left one.
         graders_vcdr: The graders' own vertical cup-to-disc ratios.
         missing: Files that ought to be there and are not.
@@ -179,6 +188,7 @@ class RawEye:
     masks: tuple[RawMask, ...] = ()
     split: str | None = None
     stratum: str = ""
+    patient: str = ""
     left_half: bool = False
     graders_vcdr: tuple[float, ...] = ()
     missing: tuple[str, ...] = ()
@@ -249,6 +259,28 @@ def structure_files(
     return (None if missing else (cups[key].path, discs[key].path)), missing
 
 
+def read_ratios(path: str, words: Sequence[str]) -> tuple[float, ...]:
+    """Return the cup-to-disc ratios that stand in a file of the owners.
+
+    Args:
+        path: The file, for the message.
+        words: One number each.
+
+    Raises:
+        DataError: A word is no ratio.
+    """
+    try:
+        ratios = tuple(map(float, words))
+    except ValueError:
+        ratios = (-1.0,)
+    if not all(0 <= ratio <= 1 for ratio in ratios):
+        raise DataError(
+            f"{path}: expected cup-to-disc ratios, found '{' '.join(words)[:60]}'",
+            hint="download it again; without this file nothing is compared with the graders",
+        )
+    return ratios
+
+
 @dataclass(frozen=True)
 class RawChoice:
     """What the user chose among a layout's ``experts`` and ``splits``."""
@@ -276,6 +308,7 @@ class RawLayout:
         agreement: How many graders must agree unless the user says otherwise: ``"any"``,
             ``"half"``, ``"most"``, ``"all"`` or a share.
         cropped: The owners' images are crops around the disc already, not whole fields.
+        size_px: Side of the owners' crops, where all have the same; 0 where they differ.
     """
 
     read: ReadRaw
@@ -284,6 +317,7 @@ class RawLayout:
     splits: tuple[str, ...] = ("default",)
     agreement: str = "half"
     cropped: bool = False
+    size_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -529,7 +563,7 @@ def _manifest_value(folder: Path, key: str) -> str:
 
 def _read_split(folder: Path, name: str) -> Split:
     images, masks = (folder / name / "ROIs" / kind for kind in ("image", "mask"))
-    paths = sorted(images.glob("*.png")) if images.is_dir() else []
+    paths = sorted(images.glob("[!.]*.png")) if images.is_dir() else []  # "._x.png" is no image
     if not paths:
         problem = "has no *.png file" if images.is_dir() else "is missing"
         raise DataError(f"{images}: the image folder {problem}", hint=f"expected {LAYOUT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -276,7 +277,8 @@ def _verify_split(rois: Path) -> tuple[list[Finding], list[_Checked]]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in sorted(folder.glob("*.png"))} if folder.is_dir() else {}
+    paths = sorted(folder.glob("[!.]*.png")) if folder.is_dir() else []
+    return {path.name: path for path in paths}
 
 
 def _check_pairing(rois: Path, images: set[str], masks: set[str]) -> list[Finding]:
@@ -428,7 +430,9 @@ def _check_scales(domains: list[_DomainChecked]) -> list[Finding]:
     findings = []
     for domain in domains:
         train, test = (domain.numbers(split).values.get("disc_scale") for split in SPLITS)
-        if train and test and (text := _scale_text("train", train, "test", test)):
+        if not (train and test and _beyond_chance(train, test)):
+            continue
+        if text := _scale_text("train", train, "test", test):
             message = f"{text}: the splits seem to be cropped in two ways"
             findings.append(Finding("warning", domain.folder, message))
     for first, second in combinations(domains, 2):
@@ -439,6 +443,14 @@ def _check_scales(domains: list[_DomainChecked]) -> list[Finding]:
             message = f"{text}: crop scale is part of the measured gap"
             findings.append(Finding("warning", second.folder, message))
     return findings
+
+
+def _beyond_chance(one: Spread, other: Spread) -> bool:
+    """Whether two means of one hospital's eyes differ by more than three standard errors."""
+    if one.sd is None or other.sd is None:
+        return False
+    error = math.sqrt(one.sd**2 / one.n + other.sd**2 / other.n)
+    return abs(one.mean - other.mean) > 3 * error
 
 
 def _scale_text(first: str, one: Spread, second: str, other: Spread) -> str:

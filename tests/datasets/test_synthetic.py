@@ -115,6 +115,24 @@ def test_a_complete_domain_is_left_alone_and_another_recipe_replaces_it(tmp_path
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_domain_half_removed_by_a_killed_replacement_never_passes_for_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    materialise_synthetic(tmp_path, size=32, counts=(2, 1))
+
+    def killed(folder: str | Path, *arguments: object, **flags: object) -> None:
+        next(Path(folder).rglob("*.png")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            materialise_synthetic(tmp_path, size=40, counts=(2, 1))
+    materialise_synthetic(tmp_path, size=32, counts=(2, 1))
+    for name in NAMES:
+        assert len(list((tmp_path / name).rglob("image/*.png"))) == 3
+
+
 def test_a_folder_of_the_users_own_is_never_replaced(tmp_path: Path) -> None:
     precious = tmp_path / "synthetic_a" / "train" / "ROIs" / "image" / "mine.png"
     precious.parent.mkdir(parents=True)

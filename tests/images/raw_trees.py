@@ -155,6 +155,41 @@ def origa(root: Path) -> Path:
     return root
 
 
+def g1020(root: Path) -> Path:
+    """Write photographs with a JSON beside each, class-index masks and crops to ignore."""
+    for number in range(5):
+        image, mask = eye(number)
+        mask[0] &= number != 3  # an eye without an annotated cup
+        name = f"image_{7 * number}"
+        save(root / "G1020" / "Images" / f"{name}.jpg", image)
+        (root / "G1020" / "Images" / f"{name}.json").write_text("{}")
+        save(root / "G1020" / "Masks" / f"{name}.png", levels(mask, 2, 1, 0))
+        save(root / "G1020" / "Images_Cropped" / "img" / f"{name}.jpg", image[:40, :40])
+        save(root / "G1020" / "Images_Square" / f"{name}.jpg", image)
+    (root / "G1020" / "G1020.csv").write_text("imageID,binaryLabels\n")
+    return root
+
+
+def papila(root: Path) -> Path:
+    """Write both eyes of five patients; two experts' outlines as points, x before y."""
+    turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    base = root / "PapilaDB-PAPILA-9c67b80" / "ExpertsSegmentations"
+    for number in range(10):
+        name = f"RET{2 + number // 2:03d}{'OD' if number % 2 else 'OS'}"
+        image, _ = eye(number)
+        save(base.parent / "FundusImages" / f"{name}.jpg", image)
+        row, column = centre_of(number)
+        for kind, radius in (("disc", DISC_RADIUS), ("cup", CUP_RADIUS)):
+            for expert in (1, 2):
+                reach = radius + 3 * (expert - 1)
+                points = np.stack([column + reach * np.cos(turn), row + reach * np.sin(turn)], 1)
+                text = "\n".join(f"   {x:.7e}   {y:.7e}" for x, y in points)
+                path = base / "Contours" / f"{name}_{kind}_exp{expert}.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text + "\n")
+    return root
+
+
 def outline(structure: Bool, width: int = 2) -> Bool:
     from scipy import ndimage
 
@@ -189,6 +224,33 @@ def plain(root: Path, codes: tuple[int, int, int] = (255, 128, 0), *, suffix: st
         save(root / "image" / f"eye_{number}{suffix}", image)
         save(root / "mask" / f"eye_{number}.png", levels(mask, *codes))
     return root
+
+
+ARCHIVE_PX = 800
+_ARCHIVE = {
+    "Domain1": {"train": ("gdrishtiGS_002", "ndrishtiGS_008"), "test": ("gdrishtiGS_001",)},
+    "Domain2": {"train": ("G-1-L", "N-2-R"), "test": ("N-5-L",)},
+}
+
+
+def domain_archive(root: Path, *, side: int = ARCHIVE_PX) -> Path:
+    """Write crops and RGB masks (0 cup, 128 rim, 255 background) of two of the four domains."""
+    for domain, splits in _ARCHIVE.items():
+        for split, names in splits.items():
+            for number, name in enumerate(names, 0 if split == "train" else 2):
+                image, mask = archived(number, side)
+                rois = root / "Fundus" / domain / split / "ROIs"
+                save(rois / "image" / f"{name}.png", image)
+                gray = levels(mask, 0, 128, 255)
+                save(rois / "mask" / f"{name}.png", np.repeat(gray[..., None], 3, axis=2))
+    return root
+
+
+def archived(number: int, side: int = ARCHIVE_PX) -> tuple[Uint8, Bool]:
+    """Draw a crop of the archive and its mask."""
+    image, _ = eye(number, (side, side))
+    centre = (side / 2 + 10 * number, side / 2)
+    return image, np.stack([circle(centre, share * side, (side, side)) for share in (0.1, 0.2)])
 
 
 def zipped(folder: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sfuda_bench.images.prepare.prepare import Prepared, prepare
 from sfuda_bench.images.prepare.splits import draw_split
 from sfuda_bench.images.prepare.vcdr_check import check_domain
 from sfuda_bench.images.prepare.window import Window, make_window
+from sfuda_bench.images.verify import verify
 from tests.images import raw_trees as trees
 
 BRIGHT_CUP = "255=cup,128=rim,0=background"
@@ -266,6 +268,143 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
         pytest.raises(DataError, match="another process"),
     ):
         made(raw, tmp_path / "out")
+
+
+def test_a_replacement_interrupted_between_its_renames_keeps_the_old_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = trees.plain(tmp_path / "raw")
+    made(raw, tmp_path / "out")
+    before = snapshot(tmp_path / "out")
+    rename = Path.rename
+
+    def stopped(self: Path, target: Path) -> Path:
+        if self.name == "domain":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            made(raw, tmp_path / "out", size_px=32, replace=True)
+    assert snapshot(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("change", [{"schema": 0}, {"eyes": None}, {"eyes": [{}]}])
+def test_an_old_or_damaged_manifest_can_be_replaced(change: dict[str, Any], tmp_path: Path) -> None:
+    raw = trees.plain(tmp_path / "raw")
+    path = made(raw, tmp_path / "out").folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises((DataError, UsageError)) as error:
+        made(raw, tmp_path / "out")
+    assert "--replace" in str(error.value.hint)
+    assert made(raw, tmp_path / "out", replace=True).changed
+    assert read_manifest(path.parent) is not None
+
+
+def test_a_manifest_that_cannot_be_read_is_never_overwritten(tmp_path: Path) -> None:
+    raw = trees.plain(tmp_path / "raw")
+    path = made(raw, tmp_path / "out").folder / "manifest.json"
+    path.write_text("{")
+    with pytest.raises(DataError, match="damaged") as error:
+        made(raw, tmp_path / "out", replace=True)
+    assert "move" in str(error.value.hint)
+
+
+def test_files_of_a_file_manager_are_no_change_and_no_image(tmp_path: Path) -> None:
+    raw = trees.plain(tmp_path / "raw")
+    prepared = made(raw, tmp_path / "out")
+    images = prepared.folder / "train" / "ROIs" / "image"
+    count = len(find_domains(tmp_path / "out")["my_clinic"].train.samples)
+    for name in (".DS_Store", f"._{next(images.iterdir()).name}"):
+        (images / name).write_bytes(b"\0\5\x16\7")
+    assert not made(raw, tmp_path / "out").changed
+    assert not [finding for finding in verify(tmp_path / "out") if finding.severity == "error"]
+    assert len(find_domains(tmp_path / "out")["my_clinic"].train.samples) == count
+
+
+def test_out_inside_raw_is_refused(tmp_path: Path) -> None:
+    raw = trees.plain(tmp_path / "raw")
+    with pytest.raises(UsageError, match="lies inside --raw"):
+        made(raw, raw / "out")
+    assert not (raw / "out").exists()
+
+
+# -- names -----------------------------------------------------------------------------------
+
+
+def renamed(raw: Path, image: str, mask: str) -> Path:
+    (raw / "image" / "eye_0.png").rename(raw / "image" / image)
+    (raw / "mask" / "eye_0.png").rename(raw / "mask" / mask)
+    return raw
+
+
+@pytest.mark.parametrize("side", ["OD", "OS", "od"])
+def test_a_right_eye_keeps_its_mask(side: str, tmp_path: Path) -> None:
+    """OD is the right eye here, and no suffix of a disc's mask."""
+    name = f"p1_{side}.png"
+    prepared = made(renamed(trees.plain(tmp_path / "raw"), name, name), tmp_path / "out")
+    assert prepared.manifest["summary"]["labelled"] == 5
+
+
+def test_names_are_the_same_however_their_accents_are_composed(tmp_path: Path) -> None:
+    raw = renamed(trees.plain(tmp_path / "raw"), "e\u0301il.png", "\u00e9il.png")
+    table = tmp_path / "split.csv"
+    rows = [f"eye_{n}.png,train" for n in range(1, 5)]
+    table.write_text("\n".join(["name,split", "\u00e9il,test", *rows]), "utf-8")
+    prepared = made(raw, tmp_path / "out", split_file=table)
+    assert prepared.manifest["summary"]["labelled"] == 5
+    assert prepared.manifest["eyes"][-1]["name"] == "\u00e9il"
+
+
+def test_a_name_that_is_no_utf8_is_refused_and_shown(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xe9.png")
+    with pytest.raises(DataError, match=r"udce9\.png.*cannot be written"):
+        made(renamed(trees.plain(tmp_path / "raw"), name, name), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name;x_px;y_px\neye_0;1;2\n", "its first line is 'name;x_px;y_px'"),
+        (b"name,x_px\neye_0,1\n", "its first line is 'name,x_px'"),
+        (b"name,x_px,y_px\neye_0,1\n", "row 2 is too short"),
+        (b"name,x_px,y_px\neye_0,1,2\neye_0.PNG,1,3\n", "two different rows for eye_0"),
+        (b"name,x_px,y_px\neye_0,one,2\n", "eye_0: could not convert"),
+        (b"name,x_px,y_px\n\xe9,1,2\n", "utf-8"),
+        (b'name,x_px,y_px\n"' + b"a" * 200_000, "field larger"),
+        (b"", "its first line is ''"),
+    ],
+)
+def test_a_table_that_is_none_is_explained(content: bytes, says: str, tmp_path: Path) -> None:
+    table = tmp_path / "centres.csv"
+    table.write_bytes(content)
+    with pytest.raises(DataError, match=f"--centres .*{says}"):
+        made(trees.plain(tmp_path / "raw"), tmp_path / "out", centre="csv", centres=table)
+
+
+def test_a_table_has_any_order_of_columns_a_byte_order_mark_and_names_of_files(
+    tmp_path: Path,
+) -> None:
+    table = tmp_path / "centres.csv"
+    rows = "".join(f"60,note,70,eye_{n}.JPG\n" for n in reversed(range(5)))
+    table.write_text("y_px,remark,x_px,name\n" + rows, "utf-8-sig")
+    prepared = made(trees.plain(tmp_path / "raw"), tmp_path / "out", centre="csv", centres=table)
+    assert {tuple(eye["centre_px"].values()) for eye in prepared.manifest["eyes"]} == {(70.0, 60.0)}
+
+
+def test_eyes_that_folders_do_not_name_are_drawn_and_the_others_stay(tmp_path: Path) -> None:
+    for side, numbers in (("train", (0,)), ("validation", (1, 2)), ("test", (3,))):
+        for number in numbers:
+            image, mask = trees.eye(number)
+            trees.save(tmp_path / "raw" / side / "image" / f"{number}.png", image)
+            path = tmp_path / "raw" / side / "mask" / f"{number}.png"
+            trees.save(path, trees.levels(mask, 255, 128, 0))
+    prepared = made(tmp_path / "raw", tmp_path / "out")
+    sides = {eye["name"]: eye["split"] for eye in prepared.manifest["eyes"]}
+    assert (sides["0"], sides["3"]) == ("train", "test")
+    assert {sides["1"], sides["2"]} == {"train", "test"}
+    assert any("drawn here: 1, 2" in note for note in prepared.manifest["notes"])
 
 
 # -- cups that leave the disc, graders -------------------------------------------------------

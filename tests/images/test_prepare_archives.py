@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import tarfile
 import zipfile
@@ -141,3 +142,69 @@ def test_a_missing_or_foreign_raw_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / "images.rar").write_bytes(b"Rar!")
     with pytest.raises(DataError, match="neither a folder nor a zip or tar"):
         open_raw(tmp_path / "images.rar", tmp_path / "scratch")
+
+
+def test_an_archive_may_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raw").mkdir()
+    with tarfile.open(tmp_path / "raw" / "bomb.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("a.png")
+        member.size = 2**20
+        archive.addfile(member, io.BytesIO(bytes(2**20)))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda folder: _Usage())
+    with pytest.raises(DataError, match="nine tenths of the free space"):
+        open_raw(tmp_path / "raw", tmp_path / "scratch")
+
+
+class _Usage:
+    free = 2**20
+
+
+def test_a_full_disk_is_no_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives, "_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(zip_of(tmp_path / "a.zip", {"a.png": b"x"}), tmp_path / "out", Budget())
+
+
+def test_a_damaged_archive_of_any_compression_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 8)
+    content = bytearray(path.read_bytes())
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a.zip: cannot be unpacked"):
+        unpack(path, tmp_path / "out", Budget())
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_tar_archives_of_every_common_compression_are_read(kind: str, tmp_path: Path) -> None:
+    tree = trees.refuge(tmp_path / "tree", "train")
+    with tarfile.open(tmp_path / f"all.tar.{kind}", f"w:{kind}") as archive:  # type: ignore[call-overload]  # one of the two
+        archive.add(tree, "REFUGE")
+    found = open_raw(tmp_path / f"all.tar.{kind}", tmp_path / "scratch")
+    assert len(found.files) == 20
+
+
+def test_an_archive_that_cannot_be_unpacked_is_named_beside_other_files(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "readme.txt").write_text("terms")
+    (tmp_path / "raw" / "REFUGE.rar").write_bytes(b"Rar!")
+    with pytest.raises(DataError, match="no photograph") as error:
+        made(tmp_path / "raw", tmp_path / "out")
+    assert error.value.hint == "unpack REFUGE.rar by hand"
+
+
+def test_linked_folders_are_followed_once_and_never_in_a_circle(tmp_path: Path) -> None:
+    tree = trees.refuge(tmp_path / "tree", "train")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for part in ("Training400", "Annotation-Training400"):
+        (raw / part).symlink_to(tree / part)
+    (raw / "up").symlink_to(tmp_path)
+    (tree / "Training400" / "again").symlink_to(tree / "Training400")
+    found = open_raw(raw, tmp_path / "scratch")
+    assert len(found.files) == 20
+    assert len(made(raw, tmp_path / "out").manifest["eyes"]) == 10

@@ -83,6 +83,12 @@ def test_check_vcdr_passes_where_masks_agree_or_nobody_measured(
         (["drishti_gs", "--encoding", "white"], 2, "--encoding"),
         (["drishti_gs", "--expert", "exp1"], 2, "--expert exp1: expected all"),
         (["drishti_gs", "--name", "../up"], 2, "cannot be the name"),
+        (["drishti_gs", "--name", "a:b"], 2, "cannot hold ':'"),
+        (["drishti_gs", "--name", "refuge"], 2, "is ambiguous"),
+        (["drishti_gs", "--name", "a@blur=1"], 2, "cannot be the name"),
+        (["drishti_gs", "--name", "Domain2"], 2, "a name of the data set 'rim_one_r3'"),
+        (["drishti_gs", "--name", "synthetic_a"], 2, "would pass for it"),
+        (["mine", "--layout", "rois"], 2, "mine"),
         (["origa"], 3, "no photograph of 'origa'"),
     ],
 )
@@ -107,3 +113,12 @@ def test_a_folder_of_ones_own_needs_the_plain_layout_and_a_declaration(
     assert advice in capsys.readouterr().err
     assert run(*command, "--layout", "plain", *advice.split()) == 0
     assert run("verify", "--data-root", tmp_path / "out") == 0
+
+
+def test_an_alias_with_the_plain_layout_is_the_data_set_it_stands_for(tmp_path: Path) -> None:
+    raw = trees.plain(tmp_path / "raw", codes=(0, 128, 255))
+    command = ["prepare", "Domain1", "--raw", raw, "--out", tmp_path / "out", *QUICK]
+    encoding = ["--encoding", "0=cup,128=rim,255=background"]
+    assert run(*command, "--layout", "plain", *encoding) == 0
+    manifest = json.loads((tmp_path / "out" / "drishti_gs" / "manifest.json").read_text())
+    assert manifest["owner"]["homepage"].startswith("http")

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
-from sfuda_bench.images.prepare.locate import find_field, locate_disc
+from sfuda_bench.images.prepare import locate
+from sfuda_bench.images.prepare.locate import Disc, find_field, locate_disc
 
 Uint8 = npt.NDArray[np.uint8]
 SIDE = 360
@@ -83,3 +84,23 @@ def test_pictures_without_a_disc_have_an_answer_inside() -> None:
         disc = locate_disc(image)
         assert 0 <= disc.row_px < 90
         assert 0 <= disc.column_px < 120
+
+
+@pytest.mark.parametrize("size", [(3, 2000), (1500, 1500)])
+def test_a_strip_or_a_speck_of_light_takes_no_longer_than_a_photograph(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is searched stays small, however little of the picture is lit."""
+    searched: list[tuple[int, ...]] = []
+
+    def noted(image: Uint8, radii: tuple[float, ...]) -> list[Disc]:
+        searched.append(image.shape)
+        return []
+
+    monkeypatch.setattr(locate, "_candidates", noted)
+    image = np.zeros((*size, 3), np.uint8)
+    image[40:90, 40:140] = 200
+    disc = locate_disc(image)
+    assert max(searched[0]) <= locate.LONGEST_PX
+    assert 0 <= disc.row_px < size[0]
+    assert 0 <= disc.column_px < size[1]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sfuda_bench.datasets import BinaryMasks, LabelMask, RawMask, SoftMasks, Tissue
 from sfuda_bench.errors import DataError, UsageError
 from sfuda_bench.images.prepare.encodings import COMMON, Encoding, describe, parse_encoding
 from sfuda_bench.images.prepare.masks import decode_masks
-from sfuda_bench.images.prepare.pixels import read_gray
+from sfuda_bench.images.prepare.pixels import read_gray, read_photograph
 from tests.images import raw_trees as trees
 
 IMAGE, MASK = trees.eye(0)
@@ -152,3 +154,44 @@ def test_a_declaration_of_another_kind_of_mask_is_refused() -> None:
         Encoding(structure="dark").redeclare(LabelMask("m", COMMON[0]))
     with pytest.raises(UsageError, match="does not fit"):
         parse_encoding("0=cup,128=rim,255=background").redeclare(BinaryMasks("c", "d"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_picture_that_is_stored_turned_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Nobody knows whether its mask was drawn on what is stored or on what viewers show."""
+    for orientation in (1, 3, 6):
+        tag = Image.Exif()
+        tag[ExifTags.Base.Orientation] = orientation
+        path = tmp_path / f"{orientation}{suffix}"
+        Image.fromarray(IMAGE).save(path, exif=tag)
+        if orientation == 1:
+            assert read_photograph(path).shape == IMAGE.shape
+            continue
+        with pytest.raises(DataError, match=rf"stored turned .*orientation {orientation}"):
+            read_photograph(path)
+
+
+def test_a_picture_of_16_bits_per_channel_is_refused_not_cut_down(tmp_path: Path) -> None:
+    height, width, _ = IMAGE.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in IMAGE)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    (tmp_path / "deep.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+            for kind, content in chunks
+        )
+    )
+    for read in (read_photograph, read_gray):
+        with pytest.raises(DataError, match="16 bits per channel"):
+            read(tmp_path / "deep.png")
+
+
+def test_an_opaque_or_clear_alpha_channel_changes_nothing(tmp_path: Path) -> None:
+    alpha = np.tile(np.arange(IMAGE.shape[1], dtype=np.uint8), (IMAGE.shape[0], 1))
+    Image.fromarray(np.dstack([IMAGE, alpha])).save(tmp_path / "a.png")
+    assert np.array_equal(read_photograph(tmp_path / "a.png"), IMAGE)

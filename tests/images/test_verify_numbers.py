@@ -66,6 +66,17 @@ def test_splits_cropped_in_two_ways_are_warned_of(tmp_path: Path) -> None:
     assert "in test" in message
 
 
+def test_splits_whose_few_eyes_differ_by_chance_are_not_warned_of(tmp_path: Path) -> None:
+    """Means 20 % apart, of eyes that differ as much within one split, say nothing of the crops."""
+    folder = write(tmp_path, "here", radius=17, test_radius=26)
+    other = write(tmp_path / "other", "here", radius=26)
+    mask = Path("train/ROIs/mask/b.png")
+    (folder / mask).write_bytes((other / mask).read_bytes())
+    (tmp_path / "root").mkdir()
+    folder.rename(tmp_path / "root" / "here")
+    assert messages(tmp_path / "root") == []
+
+
 def test_a_copy_saved_again_in_another_split_or_domain_is_a_warning(tmp_path: Path) -> None:
     here, there = write(tmp_path, "here", seed=1), write(tmp_path, "there", seed=2)
     image = Image.open(here / "train/ROIs/image/a.png")

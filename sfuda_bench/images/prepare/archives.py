@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -13,7 +16,7 @@ from typing import IO
 
 from sfuda_bench.errors import DataError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNREADABLE = (".rar", ".7z")
 MAX_DEPTH = 4
 MAX_MEMBERS = 200_000
@@ -22,6 +25,8 @@ MAX_RATIO = 400
 """Uncompressed over compressed bytes above which an archive is refused once it is large."""
 _SMALL_BYTES = 64 * 2**20
 _CHUNK = 2**20
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_archive(name: str) -> bool:
@@ -44,6 +49,11 @@ class Budget:
     members: int = MAX_MEMBERS
     bytes: int = MAX_BYTES
 
+    @classmethod
+    def for_disk(cls, folder: Path) -> Budget:
+        """Return what may be unpacked on a folder's disk: no more than nine tenths of its room."""
+        return cls(bytes=min(MAX_BYTES, shutil.disk_usage(folder).free * 9 // 10))
+
     def spend(self, archive: Path, *, members: int = 0, count: int = 0) -> None:
         """Take members and bytes off.
 
@@ -54,7 +64,8 @@ class Budget:
         self.bytes -= count
         if self.members < 0 or self.bytes < 0:
             raise DataError(
-                f"{archive}: unpacks to more than {MAX_MEMBERS} files or {MAX_BYTES >> 30} GiB",
+                f"{archive}: unpacks to more than {MAX_MEMBERS} files, {MAX_BYTES >> 30} GiB or "
+                "nine tenths of the free space",
                 hint="unpack it by hand if this is right, and give that folder to --raw",
             )
 
@@ -72,6 +83,7 @@ def unpack(archive: Path, folder: Path, budget: Budget) -> None:
     Raises:
         DataError: The archive is damaged or encrypted, a member's path would leave the folder, or
             the budget or the ratio of sizes is exceeded.
+        OSError: The disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,7 +92,9 @@ def unpack(archive: Path, folder: Path, budget: Budget) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as written:
                 _copy(archive, stream, written, budget)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise  # the archive may be whole
         raise DataError(
             f"{archive}: cannot be unpacked: {error}", hint="download it again"
         ) from error

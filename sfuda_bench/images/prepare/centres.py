@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from sfuda_bench.errors import DataError
 from sfuda_bench.images.prepare.locate import CROP_RADII, RADII, VERSION, locate_disc
+from sfuda_bench.images.prepare.tables import eye_name, read_table
 
 Uint8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
@@ -49,7 +49,7 @@ class Centres:
             if mask is None:
                 raise DataError(f"{name}: --centre gt, but it has no mask", hint="use detector")
             return centroid(mask[1])
-        point = self.points.get(name)
+        point = self.points.get(eye_name(name))
         if point is None:
             raise DataError(f"--centres: no row for {name}", hint="add it: name,x_px,y_px")
         if not (0 <= point[0] < image.shape[0] and 0 <= point[1] < image.shape[1]):
@@ -99,14 +99,14 @@ def error_diameters(point: Point, disc: Bool) -> float:
 
 
 def _read_points(path: Path) -> dict[str, Point]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return {
-                row["name"].strip().rsplit(".png", 1)[0]: (float(row["y_px"]), float(row["x_px"]))
-                for row in csv.DictReader(stream)
-            }
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"--centres {path}: not a CSV with the columns name, x_px and y_px ({error})",
-            hint="name,x_px,y_px in the first line, then e.g. eye_1,1012.5,880",
-        ) from error
+    rows = read_table(path, "--centres", ("name", "x_px", "y_px"))
+    points = {}
+    for name, row in rows.items():
+        try:
+            points[name] = float(row["y_px"]), float(row["x_px"])
+        except ValueError as error:
+            raise DataError(
+                f"--centres {path}: {name}: {error}",
+                hint="x_px is the column, y_px the row, e.g. eye_1,1012.5,880",
+            ) from error
+    return points

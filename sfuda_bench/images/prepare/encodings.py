@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from sfuda_bench.datasets import BinaryMasks, LabelMask, RawMask, Tissue
+from sfuda_bench.datasets import BinaryMasks, Contours, LabelMask, RawMask, Tissue
 from sfuda_bench.errors import UsageError
 
 TISSUES: tuple[Tissue, ...] = get_args(Tissue)
@@ -47,7 +47,7 @@ class Encoding:
         raise UsageError(
             "--encoding does not fit these masks",
             hint="0=cup,128=rim,255=background for one file; bright or dark for a file each "
-            "of cup and disc; none for soft maps and drawn outlines",
+            "of cup and disc; none for soft maps and outlines",
         )
 
 
@@ -89,4 +89,6 @@ def name_of(mask: RawMask) -> str:
         return describe(mask.values) if mask.values is not None else "undeclared"
     if isinstance(mask, BinaryMasks):
         return f"two files, structure {mask.structure}"
+    if isinstance(mask, Contours):
+        return "contours"
     return "soft maps" if hasattr(mask, "graders") else "drawn outlines"

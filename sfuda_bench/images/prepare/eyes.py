@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sfuda_bench.datasets import BinaryMasks, RawEye, RawMask, SoftMasks
+from sfuda_bench.datasets import BinaryMasks, Contours, RawEye, RawMask, SoftMasks
+from sfuda_bench.errors import DataError
 from sfuda_bench.images.prepare.centres import Centres, error_diameters
 from sfuda_bench.images.prepare.encodings import name_of
 from sfuda_bench.images.prepare.manifest import sha256
@@ -62,6 +63,7 @@ def write_eye(job: EyeJob, folder: Path, resolved: Resolved, centres: Centres) -
     eye = job.eye
     paths = {name: path for name, (path, _) in job.files.items()}
     photograph = read_photograph(paths[eye.image], left_half=eye.left_half)
+    _check_crop(paths[eye.image], photograph, resolved)
     entry: dict[str, Any] = {
         "name": eye.name,
         "split": job.split,
@@ -85,6 +87,18 @@ def write_eye(job: EyeJob, folder: Path, resolved: Resolved, centres: Centres) -
         levels = mask_levels(roi_mask)
         entry["mask_sha256"] = _write(rois / "mask" / f"{eye.name}.png", levels)
     return entry
+
+
+def _check_crop(path: Path, photograph: Uint8, resolved: Resolved) -> None:
+    """Refuse to resample in silence what comes in another size than its owners' crops have."""
+    side = resolved.layout.size_px
+    if not side or resolved.request.size_px or photograph.shape[:2] == (side, side):
+        return
+    raise DataError(
+        f"{path}: {photograph.shape[1]} x {photograph.shape[0]} px; the crops of this archive "
+        f"have {side} x {side} px",
+        hint="--size PX brings all of them to one size",
+    )
 
 
 def _mask(
@@ -137,6 +151,6 @@ def _write(path: Path, pixels: Uint8) -> str:
 
 
 def _files(mask: RawMask) -> tuple[str, ...]:
-    if isinstance(mask, BinaryMasks | SoftMasks):
+    if isinstance(mask, BinaryMasks | SoftMasks | Contours):
         return mask.cup, mask.disc
     return (mask.file,)

@@ -25,6 +25,8 @@ VERSION = 1
 
 COARSE_PX = 192
 """Width of the field of view at which candidates are searched."""
+LONGEST_PX = 4 * COARSE_PX
+"""Side that the picture searched never exceeds."""
 RADII = tuple(round(0.05 * 1.2**step, 4) for step in range(8))
 """Disc radii that are tried, as share of the field's width: 0.05 to 0.18."""
 CROP_RADII = (0.2, 0.24, 0.29, 0.35, 0.42)
@@ -79,7 +81,9 @@ def locate_disc(image: Uint8, radii: tuple[float, ...] = RADII) -> Disc:
         a disc it means nothing.
     """
     width_px = find_field(image).width_px
-    coarse, scale = _shrink(image, COARSE_PX / width_px)
+    # A speck of light or a strip would be enlarged beyond all memory; a field is never so small.
+    longest = LONGEST_PX / max(image.shape[:2])
+    coarse, scale = _shrink(image, min(COARSE_PX / width_px, longest))
     candidates = _candidates(coarse, radii)
     refined = [_refine(image, _scaled(candidate, 1 / scale)) for candidate in candidates]
     nowhere = Disc((image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2, radii[0] * width_px, 0.0)

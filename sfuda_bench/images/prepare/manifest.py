@@ -15,8 +15,12 @@ SCHEMA = 1
 MADE_BY = "sfuda-bench data prepare"
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, *, any_schema: bool = False) -> dict[str, Any] | None:
     """Return the manifest of a prepared domain, or ``None`` where this program wrote none.
+
+    Args:
+        folder: The domain.
+        any_schema: Whether one of another schema will do, to be replaced.
 
     Raises:
         DataError: It is damaged or of another schema.
@@ -27,10 +31,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: damaged: {error}", hint="prepare the domain again") from error
+        raise DataError(
+            f"{path}: damaged: {error}", hint=f"move {folder} away and prepare the domain again"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("made_by") != MADE_BY:
         return None
-    if manifest.get("schema") != SCHEMA:
+    if manifest.get("schema") != SCHEMA and not any_schema:
         raise DataError(
             f"{path}: schema {manifest.get('schema')}; expected {SCHEMA}",
             hint="prepare the domain again with --replace",
@@ -51,7 +57,10 @@ def recipe_digest(recipe: Mapping[str, Any]) -> str:
 
 
 def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the files of a prepared domain that are missing, changed or not in its manifest."""
+    """Return the files of a prepared domain that are missing, changed or not in its manifest.
+
+    Hidden files, which file managers leave, are passed over.
+    """
     known = {
         f"{eye['split']}/ROIs/{kind}/{eye['name']}.png": eye[f"{kind}_sha256"]
         for eye in manifest["eyes"]
@@ -62,7 +71,7 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         path.relative_to(folder).as_posix()
         for split in SPLITS
         for path in (folder / split).rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     }
     changed = [
         name for name, digest in known.items() if name in found and sha256(folder / name) != digest

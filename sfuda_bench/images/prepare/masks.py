@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from sfuda_bench.datasets import BinaryMasks, LabelMask, RawMask, SoftMasks, Tissue
+from sfuda_bench.datasets import BinaryMasks, Contours, LabelMask, RawMask, SoftMasks, Tissue
 from sfuda_bench.errors import DataError
+from sfuda_bench.images.prepare.contours import read_contour
 from sfuda_bench.images.prepare.encodings import COMMON, describe
 from sfuda_bench.images.prepare.outlines import read_outlines
 from sfuda_bench.images.prepare.pixels import read_gray, resize_nearest
@@ -85,7 +86,13 @@ def decode_masks(
                 hint=_advice(mask, paths, share, left_half=left_half),
             )
         votes += fitted
-    return DecodedMask(votes >= _needed(len(masks), agreement), resized)
+    agreed = votes >= _needed(len(masks), agreement)
+    if not agreed[1].any():
+        raise DataError(
+            f"{paths[_file(masks[0])]}: the {len(masks)} graders agree on no disc",
+            hint="ask for the agreement of fewer, e.g. --agreement half",
+        )
+    return DecodedMask(agreed, resized)
 
 
 def find_problem(mask: Bool, share: tuple[float, float]) -> str:
@@ -125,7 +132,7 @@ def _needed(graders: int, agreement: float) -> int:
 
 
 def _file(mask: RawMask) -> str:
-    return mask.disc if isinstance(mask, BinaryMasks | SoftMasks) else mask.file
+    return mask.disc if isinstance(mask, BinaryMasks | SoftMasks | Contours) else mask.file
 
 
 def _read(
@@ -148,6 +155,12 @@ def _read(
     if isinstance(mask, SoftMasks):
         cup, disc = (
             _read_soft(paths[file], mask.graders, agreement) for file in (mask.cup, mask.disc)
+        )
+        return cup, disc
+    if isinstance(mask, Contours):
+        cup, disc = (
+            read_contour(paths[file], (photograph.shape[0], photograph.shape[1]))
+            for file in (mask.cup, mask.disc)
         )
         return cup, disc
     return read_outlines(paths[mask.file], photograph)

@@ -14,12 +14,15 @@ from sfuda_bench.datasets import (
     RawDomain,
     RawFiles,
     RawLayout,
+    canonical_name,
     dataset_names,
+    folder_domain,
     get_dataset,
 )
-from sfuda_bench.errors import UsageError
+from sfuda_bench.errors import DataError, UsageError
 from sfuda_bench.images.prepare.centres import CENTRES
 from sfuda_bench.images.prepare.encodings import Encoding, describe
+from sfuda_bench.images.prepare.roi_archive import roi_layout
 from sfuda_bench.images.prepare.window import window_px
 
 AGREEMENTS = {"any": 1e-6, "half": 0.5, "most": 0.75, "all": 1.0}
@@ -35,7 +38,7 @@ class PrepareRequest:
     raw: Path
     out: Path
     name: str | None = None
-    layout: Literal["owner", "plain"] = "owner"
+    layout: Literal["owner", "plain", "rois"] = "owner"
     cropped: bool = False
     size_px: int | None = None
     roi_mode: str | None = None
@@ -94,6 +97,12 @@ def resolve(request: PrepareRequest) -> Resolved:
     Raises:
         UsageError: The data set is unknown or has no raw layout, or a flag does not fit it.
     """
+    if request.out.resolve().is_relative_to(request.raw.resolve()):
+        raise UsageError(
+            f"--out {request.out} lies inside --raw {request.raw}: the next run would take its "
+            "files for raw ones",
+            hint="choose an --out beside it",
+        )
     spec, layout = _find_layout(request)
     roi_mode = request.roi_mode or ("whole" if layout.cropped else "native800")
     side = window_px(roi_mode)
@@ -108,8 +117,7 @@ def resolve(request: PrepareRequest) -> Resolved:
             hint="'whole' takes the owners' crop as it is, and only then the centre is theirs",
         )
     name = request.name or (spec.name if spec else request.dataset)
-    if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise UsageError(f"'{name}' cannot be the name of a domain", hint="give a plain word")
+    _check_name(name, spec, request.out)
     return Resolved(
         request=request,
         domain=name,
@@ -121,7 +129,7 @@ def resolve(request: PrepareRequest) -> Resolved:
         ),
         roi_mode=roi_mode,
         centre=centre,
-        size_px=request.size_px or side or _WHOLE_SIZE_PX,
+        size_px=request.size_px or side or layout.size_px or _WHOLE_SIZE_PX,
         agreement=parse_agreement(request.agreement or layout.agreement),
     )
 
@@ -152,9 +160,12 @@ def preparable() -> list[str]:
 
 def _find_layout(request: PrepareRequest) -> tuple[DatasetSpec | None, RawLayout]:
     if request.layout == "plain":
-        known = request.dataset.lower() in {name.lower() for name in dataset_names()}
+        known = canonical_name(request.dataset) in dataset_names()
         spec = get_dataset(request.dataset) if known else None
         return spec, RawLayout(_read_plain, "image/ and mask/", cropped=request.cropped)
+    if request.layout == "rois":
+        spec = get_dataset(request.dataset)
+        return spec, roi_layout(spec)
     try:
         spec = get_dataset(request.dataset)
     except UsageError as error:
@@ -168,6 +179,21 @@ def _find_layout(request: PrepareRequest) -> tuple[DatasetSpec | None, RawLayout
             hint="--layout plain reads image/ and mask/",
         )
     return spec, spec.raw
+
+
+def _check_name(name: str, spec: DatasetSpec | None, out: Path) -> None:
+    """Refuse a folder's name that no run can use, or that stands for another data set."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name or "@" in name:
+        raise UsageError(f"'{name}' cannot be the name of a domain", hint="give a plain word")
+    try:
+        meant = folder_domain(out / name)
+    except DataError as error:
+        raise UsageError(f"'{name}' cannot be the name of a domain: {error.message}") from error
+    if meant in dataset_names() and (spec is None or meant != spec.name):
+        raise UsageError(
+            f"'{name}' is a name of the data set '{meant}': it would pass for it",
+            hint="give another --name",
+        )
 
 
 def _read_plain(files: RawFiles, choice: RawChoice) -> RawDomain:

@@ -75,7 +75,7 @@ def _enclosed(path: Path, ink: Bool) -> tuple[Bool, Bool]:
     if len(usable) < 2:
         raise DataError(
             f"{path}: the drawing encloses {len(usable)} areas; expected disc and cup",
-            hint="leave this grader out with --expert, or the eye with --skip-incomplete",
+            hint="move this file away: the eye then counts without this grader",
         )
     inner = max((regions == region for region in usable), key=_solidity)
     half = max(1, round(line_px / 2))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sfuda_bench.errors import DataError
 
@@ -29,7 +30,8 @@ def read_photograph(path: Path, *, left_half: bool = False) -> Uint8:
         (H, W, 3) uint8.
 
     Raises:
-        DataError: The file is damaged, of another format, or no 8-bit colour picture.
+        DataError: The file is damaged, of another format, no 8-bit colour picture, or stored
+            turned (EXIF): then nobody knows whether its mask is.
     """
     with _opened(path) as image:
         if image.mode not in ("RGB", "RGBA", "P"):
@@ -54,7 +56,7 @@ def read_gray(path: Path, *, left_half: bool = False) -> tuple[Uint8, bool]:
         (H, W) uint8, and whether the format is lossy.
 
     Raises:
-        DataError: The file is damaged, of another format, or coloured.
+        DataError: The file is damaged, of another format, coloured, or stored turned.
     """
     with _opened(path) as image:
         lossy = image.format in LOSSY
@@ -106,6 +108,7 @@ def _opened(path: Path) -> Image.Image:
         image = Image.open(path, formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"{path}: {image.width} x {image.height} px is too large", hint=None)
+        deep = _is_deep(image)
         image.load()
     except DataError:
         raise
@@ -114,7 +117,34 @@ def _opened(path: Path) -> Image.Image:
             f"{path}: cannot be read as {', '.join(FORMATS[:2])}, TIFF or BMP: {error}",
             hint="download it again",
         ) from error
+    if deep:
+        raise DataError(
+            f"{path}: a colour picture of 16 bits per channel; expected 8",
+            hint="save it again as 8-bit RGB",
+        )
+    if (orientation := _orientation(image)) > 1:
+        raise DataError(
+            f"{path}: is stored turned or mirrored (EXIF orientation {orientation}): does its "
+            "mask fit what is stored, or what a viewer shows?",
+            hint="look, and save it again without this tag",
+        )
     return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a colour picture has 16 bits per channel, of which Pillow drops eight in silence."""
+    tiles = getattr(image, "tile", ())  # what is still to be decoded, of files only
+    modes = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in tiles if tile[3]]
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(mode) for mode in modes)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 without one; a damaged tag is none."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _left_half(pixels: Uint8) -> Uint8:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sfuda_bench.datasets import BinaryMasks, LabelMask, RawDomain, RawEye, RawMask, Tissue
 from sfuda_bench.errors import DataError
+from sfuda_bench.images.prepare.tables import eye_name
 
 if TYPE_CHECKING:
     from sfuda_bench.images.prepare.raw_files import RawTree
@@ -32,20 +33,25 @@ def read_plain_folder(files: RawTree, values: Mapping[int, Tissue] | None) -> Ra
 
     Folder names count in any case and in common spellings (``images``, ``masks``, ``labels``).
     Masks lie below ``mask/`` in one file, or below ``cup/`` and ``disc/``. A suffix such as
-    ``_mask`` is dropped. Folders ``train`` and ``test`` give the split.
+    ``_mask`` is dropped unless an image is called so: ``_od`` may be a right eye. Folders
+    ``train`` and ``test`` give the split.
 
     Args:
         files: The raw tree.
         values: What gray values mean, for masks of one file.
 
     Raises:
-        DataError: There is no image, or a name occurs twice.
+        DataError: A name occurs twice, or the tree is an archive of several domains.
     """
+    _refuse_several_domains(files)
     found: dict[str, dict[_Key, str]] = {kind: {} for kind in _KINDS}
-    for path in files.files:
-        kind, key = _classify(path)
+    classified = [(path, *_classify(path)) for path in files.files]
+    images = {key for _, kind, key in classified if kind == "image"}
+    for path, kind, key in classified:
         if kind is None:
             continue
+        if key not in images:
+            key = (key[0], _SUFFIX.sub("", key[1]))
         first = found[kind].setdefault(key, path)
         if first != path:
             raise DataError(
@@ -59,6 +65,17 @@ def read_plain_folder(files: RawTree, values: Mapping[int, Tissue] | None) -> Ra
     return RawDomain(eyes, "the raw folder's train and test folders" if split else "", notes=notes)
 
 
+def _refuse_several_domains(files: RawTree) -> None:
+    """Keep hospitals apart: the archive that papers share holds one folder for each."""
+    parts = {part.lower() for path in files.files for part in path.split("/")[:-1]}
+    domains = sorted(part for part in parts if re.fullmatch(r"domain\d+", part))
+    if len(domains) > 1:
+        raise DataError(
+            f"{files.root}: holds {', '.join(domains)}: they would become one domain",
+            hint="--layout rois takes one of them, or give its folder to --raw",
+        )
+
+
 def _classify(path: str) -> tuple[str | None, _Key]:
     """Return the kind of a file, by the innermost folder that says it, and its key."""
     pure = PurePosixPath(path)
@@ -69,8 +86,7 @@ def _classify(path: str) -> tuple[str | None, _Key]:
     for part in reversed(folders):
         for kind, names in _KINDS.items():
             if part in names:
-                stem = pure.stem if kind == "image" else _SUFFIX.sub("", pure.stem)
-                return kind, (split, stem)
+                return kind, (split, eye_name(pure.name))
     return None, ("", "")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sfuda_bench.datasets import SPLITS, RawDomain, RawEye
+from sfuda_bench.datasets import MANIFEST, SPLITS, RawDomain, RawEye
 from sfuda_bench.errors import DataError, UsageError
 from sfuda_bench.images.prepare.centres import Centres, make_centres
 from sfuda_bench.images.prepare.eyes import EyeJob, raw_files_of, write_eye
@@ -40,6 +41,7 @@ FAR_DIAMETERS = 0.5
 _SOURCE_EYES = 3
 """Train eyes a source model needs: one is held out to choose the epoch, and a batch has two."""
 _LISTED = 6
+_NO_TEXT = {"Cc", "Cs"}  # control characters, and bytes that are not UTF-8
 _WORKERS = 4
 
 Progress = Callable[[int, int], None]
@@ -104,8 +106,11 @@ def _find(resolved: Resolved, tree: RawTree) -> tuple[list[RawEye], Assigned, Ra
         raise DataError(
             f"--raw {tree.root}: no photograph of '{resolved.domain}' among "
             f"{len(tree.files)} files",
-            hint=f"expected {resolved.layout.tree}",
+            hint=f"unpack {tree.packed[0]} by hand"
+            if tree.packed
+            else f"expected {resolved.layout.tree}",
         )
+    _refuse_foreign_names(eyes)
     request = resolved.request
     assigned = assign_split(found, eyes, request.split_file, request.split_seed)
     incomplete = _incomplete(eyes, assigned.sides)
@@ -121,6 +126,16 @@ def _find(resolved: Resolved, tree: RawTree) -> tuple[list[RawEye], Assigned, Ra
         assigned = assign_split(found, eyes, request.split_file, request.split_seed)
     _refuse_twins(eyes, assigned.sides)
     return eyes, assigned, found
+
+
+def _refuse_foreign_names(eyes: Sequence[RawEye]) -> None:
+    """Refuse file names that are no text: they can be written into no manifest."""
+    for name in (name for eye in eyes for name in raw_files_of(eye)):
+        if any(unicodedata.category(letter) in _NO_TEXT for letter in name):
+            raise DataError(
+                f"{name!r}: the file's name has characters that cannot be written",
+                hint="rename it in UTF-8, without control characters",
+            )
 
 
 def _incomplete(eyes: Sequence[RawEye], sides: Sequence[str]) -> list[RawEye]:
@@ -175,14 +190,10 @@ def _write(
 ) -> list[dict[str, Any]]:
     request = resolved.request
     centres = make_centres(resolved.centre, request.centres, cropped=resolved.layout.cropped)
-    entries = []
     with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
         tasks = [pool.submit(write_eye, job, folder, resolved, centres) for job in jobs]
         try:
-            for done, task in enumerate(tasks, 1):
-                entries.append(task.result())
-                if progress is not None:
-                    progress(done, len(tasks))
+            entries = _results(tasks, [job.eye.name for job in jobs], progress)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -194,6 +205,31 @@ def _write(
             f"the cup leaves the disc in {len(leaving)} of {len(entries)} eyes: {_listed(listed)}",
             hint="--repair clips the cup to the disc and counts the pixels in the manifest",
         )
+    return entries
+
+
+def _results(
+    tasks: Sequence[Future[dict[str, Any]]], names: Sequence[str], progress: Progress | None
+) -> list[dict[str, Any]]:
+    """Return the entries of all eyes, or name every eye that has none.
+
+    What fails in each of the first eyes is a wrong declaration, and will in the others.
+    """
+    entries: list[dict[str, Any]] = []
+    failed: dict[str, DataError] = {}
+    for done, (name, task) in enumerate(zip(names, tasks, strict=True), 1):
+        try:
+            entries.append(task.result())
+        except DataError as error:
+            failed[name] = error
+            if len(failed) == _LISTED and not entries:
+                break
+        if progress is not None:
+            progress(done, len(tasks))
+    if failed:
+        first, *others = failed
+        more = f"; and {len(others)} other eyes fail: {', '.join(others)}" if others else ""
+        raise DataError(failed[first].message + more, hint=failed[first].hint) from failed[first]
     return entries
 
 
@@ -280,6 +316,12 @@ def _notes(resolved: Resolved, entries: Sequence[dict[str, Any]], assigned: Assi
             f"the centre is more than {FAR_DIAMETERS} disc diameters off in {len(far)} eyes: "
             + _listed(far)
         )
+    resized = [entry["name"] for entry in entries if entry.get("mask_resized")]
+    if resized:
+        notes.append(
+            f"masks of another size than their photograph, resized, in {len(resized)} eyes: "
+            + _listed(resized)
+        )
     cut = [entry["name"] for entry in entries if entry.get("disc_cut_off")]
     if cut:
         notes.append(f"the window cuts the disc in {len(cut)} eyes: {_listed(cut)}")
@@ -314,7 +356,7 @@ def _work_folder(out: Path, domain: str) -> Iterator[Path]:
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _recover(work, out / domain)
             lock.unlink(missing_ok=True)
 
 
@@ -331,22 +373,25 @@ def _recover(work: Path, folder: Path) -> None:
     """Undo a replacement that was killed between its two renames; remove leftovers."""
     if (work / "old").is_dir() and not folder.exists():
         (work / "old").rename(folder)
-    if work.exists():
-        shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _existing(folder: Path, recipe: str, *, replace: bool) -> dict[str, Any] | None:
     """Return the manifest of a domain that is what was asked for; ``None`` to write it."""
     if not folder.exists():
         return None
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, any_schema=replace)
     if manifest is None:
         raise UsageError(
             f"{folder} exists and was not made by `data prepare`",
             hint="choose another --out or --name; it is never overwritten",
         )
-    damaged = damaged_files(folder, manifest)
-    if manifest["recipe_sha256"] == recipe and not damaged:
+    try:
+        damaged = damaged_files(folder, manifest)
+    except (KeyError, TypeError, AttributeError):
+        damaged = [MANIFEST]
+    same = manifest.get("schema") == SCHEMA and manifest.get("recipe_sha256") == recipe
+    if same and not damaged:
         return manifest
     if replace:
         return None

@@ -31,6 +31,11 @@ class RawTree:
     root: Path
     files: Mapping[str, Path]
 
+    @property
+    def packed(self) -> list[str]:
+        """Archives of kinds that cannot be unpacked here."""
+        return [path for path in self.files if path.lower().endswith(UNREADABLE)]
+
     def find(self, pattern: str) -> list[RawFile]:
         """See :meth:`sfuda_bench.datasets.RawFiles.find`."""
         wanted = re.compile(rf"(?:.*/)?{pattern}", re.IGNORECASE)
@@ -75,7 +80,8 @@ class RawTree:
 def open_raw(root: Path, scratch: Path) -> RawTree:
     """List a raw folder, unpacking the archives in it.
 
-    An archive beside a folder of its own name is taken as unpacked there already.
+    An archive beside a folder of its own name is taken as unpacked there already. Links to folders
+    elsewhere are followed, each place once.
 
     Args:
         root: The raw folder, or one archive.
@@ -90,7 +96,7 @@ def open_raw(root: Path, scratch: Path) -> RawTree:
     if not root.exists():
         raise DataError(f"--raw {root}: no such folder or archive", hint="check the path")
     files: dict[str, Path] = {}
-    budget = Budget()
+    budget = Budget.for_disk(scratch.parent)
     if root.is_dir():
         _walk(root, "", 0, scratch, files, budget)
     elif is_archive(root.name):
@@ -104,18 +110,20 @@ def open_raw(root: Path, scratch: Path) -> RawTree:
         )
     if not files:
         raise DataError(f"--raw {root}: holds no file", hint="check the path")
-    packed = [path for path in files if path.lower().endswith(UNREADABLE)]
-    if packed and len(packed) == len(files):
-        raise DataError(f"--raw {root}: cannot unpack {packed[0]}", hint="unpack it by hand")
     return RawTree(root, dict(sorted(files.items())))
 
 
 def _walk(
     folder: Path, prefix: str, depth: int, scratch: Path, files: dict[str, Path], budget: Budget
 ) -> None:
-    for current, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__MACOSX")
+    top, followed = folder.resolve(), set[Path]()
+    for current, folders, names in os.walk(folder, followlinks=True):
         here = Path(current)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name[0] != "." and name != "__MACOSX" and _is_new(here / name, top, followed)
+        )
         below = here.relative_to(folder).as_posix()
         start = prefix if below == "." else f"{prefix}{below}/"
         for name in sorted(names):
@@ -125,6 +133,17 @@ def _walk(
                 files[start + name] = here / name
             elif archive_stem(name) not in folders:
                 _walk_archive(here / name, start, depth, scratch, files, budget)
+
+
+def _is_new(folder: Path, top: Path, followed: set[Path]) -> bool:
+    """Whether a folder is none of a link's that is seen anyway or would lead in a circle."""
+    if not folder.is_symlink():
+        return True
+    target = folder.resolve()
+    if target in followed or target.is_relative_to(top) or top.is_relative_to(target):
+        return False
+    followed.add(target)
+    return True
 
 
 def _walk_archive(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfuda_bench.datasets import SPLITS, RawDomain, RawEye
 from sfuda_bench.errors import DataError
+from sfuda_bench.images.prepare.tables import eye_name, read_table
 
 TEST_SHARE = 0.2
 _LISTED = 8
@@ -40,8 +40,8 @@ def assign_split(
 ) -> Assigned:
     """Assign every eye to train or test.
 
-    A file of the user comes first, then what the layout says. Eyes that neither names, or all of
-    them if one side would stay empty, are split here: a fifth for test, drawn by a hash of the
+    A file of the user comes first, then what the layout says. Eyes that it does not name, or all
+    of them if one side would stay empty, are split here: a fifth for test, drawn by a hash of the
     name, in equal shares of every stratum.
 
     Args:
@@ -64,22 +64,47 @@ def assign_split(
     missing = _missing(found, eyes)
     notes = [_missing_note(side, names, found) for side, names in missing.items() if names]
     empty = [side for side in SPLITS if side not in named]
-    if empty or None in named:
+    drawn = f"drawn here: a fifth for test, by sha256 of the name, seed {seed}"
+    if empty:
         if any(named):
-            notes.append(_drawn_note(found, empty, eyes))
-        sides = draw_split(eyes, seed)
-        origin = f"drawn here: a fifth for test, by sha256 of the name, seed {seed}"
-        return Assigned(sides, origin, False, missing, tuple(notes))
+            notes.append(
+                f"the split that is laid down ({found.split_origin}) is not used: it would leave "
+                f"{empty[0]} empty"
+            )
+        return Assigned(draw_split(eyes, seed), drawn, False, missing, tuple(notes))
+    if None in named:
+        notes.append(f"not in {found.split_origin}, drawn here: {_names(_unnamed(eyes))}")
+        origin = f"{found.split_origin}; what it does not name {drawn}"
+        return Assigned(_completed(eyes, seed), origin, False, missing, tuple(notes))
     complete = found.published and not any(missing.values())
     sides = tuple(str(side) for side in named)
     return Assigned(sides, found.split_origin, complete, missing, tuple(notes))
 
 
+def _completed(eyes: Sequence[RawEye], seed: int) -> tuple[str, ...]:
+    """Keep the sides that are laid down and draw the others among themselves."""
+    others = [eye for eye in eyes if eye.split is None]
+    drawn = iter(draw_split(others, seed))
+    return tuple(eye.split if eye.split is not None else next(drawn) for eye in eyes)
+
+
+def _unnamed(eyes: Sequence[RawEye]) -> list[str]:
+    return [eye.name for eye in eyes if eye.split is None]
+
+
 def draw_split(eyes: Sequence[RawEye], seed: int) -> tuple[str, ...]:
     """Draw a fifth for test: at least one, never all, in equal shares of every stratum.
 
-    It depends on names, strata and the seed alone, not on the order of the eyes.
+    It depends on names, strata, patients and the seed alone, not on the order of the eyes. The
+    eyes of one patient stay together: what is drawn is the first of them.
     """
+    patients = [eye.patient or eye.name for eye in eyes]
+    if len({*patients}) < len(eyes):
+        firsts: dict[str, RawEye] = {}
+        for eye, patient in sorted(zip(eyes, patients, strict=True), key=lambda pair: pair[0].name):
+            firsts.setdefault(patient, replace(eye, patient=""))
+        drawn = dict(zip(firsts, draw_split(list(firsts.values()), seed), strict=True))
+        return tuple(drawn[patient] for patient in patients)
     ordered: dict[str, list[int]] = defaultdict(list)
     digests = [hashlib.sha256(f"{seed}:{eye.name}".encode()).hexdigest() for eye in eyes]
     for index in sorted(range(len(eyes)), key=lambda i: (digests[i], eyes[i].name)):
@@ -89,26 +114,20 @@ def draw_split(eyes: Sequence[RawEye], seed: int) -> tuple[str, ...]:
         for group in ordered.values()
         for rank, index in enumerate(group)
     }
-    count = min(max(1, round(TEST_SHARE * len(eyes))), len(eyes) - 1)
+    count = max(0, min(max(1, round(TEST_SHARE * len(eyes))), len(eyes) - 1))
     test = set(sorted(place, key=lambda index: place[index])[:count])
     return tuple("test" if index in test else "train" for index in range(len(eyes)))
 
 
 def _from_file(eyes: Sequence[RawEye], path: Path) -> Assigned:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = {row["name"].strip(): row["split"].strip() for row in csv.DictReader(stream)}
-    except (OSError, KeyError, AttributeError, UnicodeError) as error:
-        raise DataError(
-            f"--split-file {path}: not a CSV with the columns name and split ({error})",
-            hint="name,split in the first line, then e.g. eye_1,train",
-        ) from error
-    lacking = [eye.name for eye in eyes if rows.get(eye.name) not in SPLITS]
+    table = read_table(path, "--split-file", ("name", "split"))
+    found = [table.get(eye_name(eye.name), {}).get("split", "") for eye in eyes]
+    lacking = [eye.name for eye, side in zip(eyes, found, strict=True) if side not in SPLITS]
     if lacking:
         raise DataError(
             f"--split-file {path}: no train or test for {_names(lacking)}", hint="add these rows"
         )
-    sides = tuple(rows[eye.name] for eye in eyes)
+    sides = tuple(found)
     empty = [side for side in SPLITS if side not in sides]
     if empty:
         raise DataError(f"--split-file {path}: no eye is {empty[0]}", hint="both need one")
@@ -128,12 +147,6 @@ def _missing_note(side: str, names: Sequence[str], found: RawDomain) -> str:
     return f"{len(names)} of the {total} {side} eyes of the published split are not here: " + (
         _names(names)
     )
-
-
-def _drawn_note(found: RawDomain, empty: Sequence[str], eyes: Sequence[RawEye]) -> str:
-    unnamed = [eye.name for eye in eyes if eye.split is None]
-    reason = f"it would leave {empty[0]} empty" if empty else f"it does not name {_names(unnamed)}"
-    return f"the split that is laid down ({found.split_origin}) is not used: {reason}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -142,9 +142,12 @@ def _recipe_of(folder: Path) -> object:
 
 
 def _put_in_place(fresh: Path, folder: Path, recipe: object) -> None:
-    """Rename the finished folder; another process may have finished the same one first."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Rename the finished folder; another process may have finished the same one first.
+
+    An older one is moved away before it is removed: half of it must never pass for the whole.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, fresh.with_name(f"{fresh.name}.old"))
     try:
         os.rename(fresh, folder)
     except OSError:
