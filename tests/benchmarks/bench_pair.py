@@ -41,7 +41,7 @@ class Sizes:
     size: int = 256
     counts: tuple[int, int] = (16, 16)  # as even as Drishti-GS's 50 and 51
     updates: int = 80
-    batch: int = 4
+    batch: int = 8  # of both trainings: the process has its full size before time is taken
     passes: int = 20
     head_epochs: int = 4
     epochs: int = 4
