@@ -167,8 +167,12 @@ def _leads_to(path: str) -> Iterator[str]:
         return
     for name in os.listdir(_DESCRIPTORS):
         folder = os.path.join(_DESCRIPTORS, name)
-        if os.path.isdir(folder):
-            yield os.path.realpath(os.path.join(folder, path))
+        try:
+            found = os.path.realpath(os.path.join(folder, path)) if os.path.isdir(folder) else None
+        except FileNotFoundError:  # another thread has closed it meanwhile
+            continue
+        if found is not None:
+            yield found
 
 
 def _foreign_memory(path: str) -> bool:

@@ -243,6 +243,34 @@ def test_a_link_to_what_everybody_needs_bars_nothing(tmp_path: Path) -> None:
         assert said["open"] == "done"
 
 
+_CLOSES = """
+import os, sys, threading, time
+from sfuda_bench.running.firewall import restrict
+
+restrict([sys.argv[1]], kernel=False)
+over = time.monotonic() + 2
+
+def open_and_close():
+    while time.monotonic() < over:
+        os.close(os.open("/usr", os.O_RDONLY | os.O_DIRECTORY))
+
+threads = [threading.Thread(target=open_and_close) for _ in range(4)]
+for thread in threads:
+    thread.start()
+while time.monotonic() < over:
+    os.access("kept", os.R_OK)
+    with open("kept", "w"):
+        pass
+"""
+
+
+def test_folders_that_another_thread_closes_meanwhile_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "mask").mkdir()
+    command = [sys.executable, "-c", _CLOSES, str(tmp_path / "mask")]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 _KEEPS = """
 import os, sys
 from pathlib import Path
