@@ -162,7 +162,7 @@ def test_records_of_earlier_versions_without_seal_or_manifest_are_read(
 
 @pytest.mark.slow
 def test_many_damaged_files_under_the_slow_commands(world: World, tmp_path: Path) -> None:
-    for number in range(40):
+    for number in range(20):
         attack(random.Random(f"slow {number}"), world, tmp_path, SLOW)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from sfuda_bench.running.store_digest import store_contents, store_digest
 
-KILLS = int(os.environ.get("SFUDA_KILLS", "12"))
+KILLS = int(os.environ.get("SFUDA_KILLS", "8"))
 METHODS = "source_only,entropy_min,cpr"
 EPOCHS = ("entropy_min.epochs", "cpr.epochs", "cpr.head_epochs")
 INTERRUPTED = 130

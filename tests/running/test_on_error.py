@@ -396,10 +396,13 @@ class Beats:
         self.count += 1
 
 
-def beats_while(what: Callable[[], Any]) -> int:
-    """Return how many signs of life a process gives in about half a second."""
+def beats_while(what: Callable[[], Any], seconds: float = 0.2) -> int:
+    """Return how many signs of life a process gives meanwhile, at most one in so many seconds.
+
+    Looking costs a little processor time itself, which counts in a pause that is too short.
+    """
     channel = Beats()
-    heart = _Heart(channel, 0.05)  # type: ignore[arg-type]  # only beat is used
+    heart = _Heart(channel, seconds)  # type: ignore[arg-type]  # only beat is used
     threading.Thread(target=heart.run, daemon=True).start()
     what()
     found = channel.count
@@ -411,7 +414,7 @@ def _leave() -> None:
     raise Orphaned
 
 
-def spin(seconds: float = 0.5) -> None:
+def spin(seconds: float = 1.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
@@ -419,7 +422,7 @@ def spin(seconds: float = 0.5) -> None:
 
 def test_a_process_that_computes_is_alive_and_one_that_waits_is_not() -> None:
     assert beats_while(spin) >= 2
-    assert beats_while(lambda: time.sleep(0.5)) <= 1
+    assert beats_while(lambda: time.sleep(1.0)) <= 1
 
 
 def test_waiting_for_what_another_process_computes_is_a_sign_of_life(tmp_path: Path) -> None:
@@ -433,7 +436,7 @@ def test_waiting_for_what_another_process_computes_is_a_sign_of_life(tmp_path: P
         with store.lock("key", wait=True):
             pass
 
-    assert beats_while(wait_for_it) >= 4
+    assert beats_while(wait_for_it, seconds=0.05) >= 4
 
 
 def test_built_in_methods_leave_nothing_behind(bench: Any) -> None:
