@@ -1,6 +1,5 @@
 """Drishti-GS1: 101 retinal images from Madurai, India; optic disc and cup by four experts."""
 
-import json
 from pathlib import Path
 
 from sfuda_bench.datasets import (
@@ -12,6 +11,7 @@ from sfuda_bench.datasets import (
     RawFiles,
     RawLayout,
     SoftMasks,
+    read_published_split,
     read_ratios,
     register,
     structure_files,
@@ -22,15 +22,14 @@ _SPLIT = Path(__file__).parent / "splits" / "drishti_gs.json"
 
 
 def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
-    split = json.loads(_SPLIT.read_text("utf-8"))
-    listed = {name.lower(): (name, part) for part in ("train", "test") for name in split[part]}
+    split = read_published_split(_SPLIT)
     photographs = files.index(rf"Images/(?:[^/]+/)?{_EYE}\.(?:png|jpg|jpeg|tif|bmp)")
     cups = files.index(rf"SoftMap/{_EYE}_cupsegSoftmap\.(?:png|bmp|tif)")
     discs = files.index(rf"SoftMap/{_EYE}_ODsegSoftmap\.(?:png|bmp|tif)")
     ratios = files.index(rf"{_EYE}_cdrValues\.txt")
     eyes = []
     for key, photograph in photographs.items():
-        name, side = listed.get(key, (photograph.groups["eye"], None))
+        name, side = split.find(key, photograph.groups["eye"])
         expected = [f"{name}_{kind}segSoftmap.png" for kind in ("cup", "OD")]
         pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
@@ -45,9 +44,9 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
         )
     return RawDomain(
         tuple(eyes),
-        split_origin=f"official: {split['source']}",
+        split_origin=f"official: {split.source}",
         published=True,
-        expected={part: tuple(split[part]) for part in ("train", "test")},
+        expected=split.expected,
     )
 
 

@@ -2,13 +2,13 @@
 
 from sfuda_bench.datasets import (
     DatasetSpec,
-    LabelMask,
     RawChoice,
     RawDomain,
     RawEye,
     RawFiles,
     RawLayout,
     Tissue,
+    label_file,
     register,
 )
 
@@ -18,15 +18,11 @@ _VALUES: dict[int, Tissue] = {0: "background", 1: "rim", 2: "cup"}
 
 def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     masks = files.index(rf"Masks/{_EYE}\.(?:png|bmp|tif)")
-    eyes = [
-        RawEye(
-            photograph.groups["eye"],
-            photograph.path,
-            masks=(LabelMask(masks[key].path, _VALUES),) if key in masks else (),
-            missing=() if key in masks else (f"Masks/{photograph.groups['eye']}.png",),
-        )
-        for key, photograph in files.index(rf"Images/{_EYE}\.(?:jpg|jpeg|png)").items()
-    ]
+    eyes = []
+    for key, photograph in files.index(rf"Images/{_EYE}\.(?:jpg|jpeg|png)").items():
+        name = photograph.groups["eye"]
+        mask, missing = label_file(key, masks, _VALUES, f"Masks/{name}.png")
+        eyes.append(RawEye(name, photograph.path, masks=mask, missing=missing))
     return RawDomain(
         tuple(eyes),
         notes=("files do not say which eyes are one patient's: a drawn split may part them",),

@@ -5,13 +5,13 @@ import io
 
 from sfuda_bench.datasets import (
     DatasetSpec,
-    LabelMask,
     RawChoice,
     RawDomain,
     RawEye,
     RawFiles,
     RawLayout,
     Tissue,
+    label_file,
     read_ratios,
     register,
 )
@@ -28,15 +28,17 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
     for key, photograph in files.index(r"Images/(?P<eye>\d+)\.(?:jpg|jpeg|png|tif|bmp)").items():
         row = rows.get(key, {})
         ratio = row.get("ExpCDR", "")
+        name = photograph.groups["eye"]
+        mask, missing = label_file(key, masks, _VALUES, f"Masks/{name}.png")
         eyes.append(
             RawEye(
-                photograph.groups["eye"],
+                name,
                 photograph.path,
-                masks=(LabelMask(masks[key].path, _VALUES),) if key in masks else (),
+                masks=mask,
                 split={"A": "train", "B": "test"}.get(row.get("Set", "").upper()),
                 stratum=row.get("Glaucoma", ""),
                 graders_vcdr=read_ratios(path, [ratio]) if ratio else (),
-                missing=() if key in masks else (f"Masks/{photograph.groups['eye']}.png",),
+                missing=missing,
             )
         )
     origin = "official: sets A and B of the owners' OrigaList.csv" if rows else ""

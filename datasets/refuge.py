@@ -4,13 +4,13 @@ from functools import partial
 
 from sfuda_bench.datasets import (
     DatasetSpec,
-    LabelMask,
     RawChoice,
     RawDomain,
     RawEye,
     RawFiles,
     RawLayout,
     Tissue,
+    label_file,
     register,
 )
 
@@ -39,13 +39,15 @@ def _read(files: RawFiles, choice: RawChoice, *, images: str, annotations: str) 
         rf"(?:REFUGE-)?{images}/(?:.+/)?(?P<eye>[gnVT]\d{{4}})\.(?:jpg|jpeg|png|bmp|tif)"
     ).items():
         name = photograph.groups["eye"]
+        expected = f"{annotations}/Disc_Cup_Masks/.../{name}.bmp"
+        mask, missing = label_file(key, masks, _VALUES, expected)
         eyes.append(
             RawEye(
                 name,
                 photograph.path,
-                masks=(LabelMask(masks[key].path, _VALUES),) if key in masks else (),
+                masks=mask,
                 stratum=_diagnosis(masks[key].path if key in masks else photograph.path),
-                missing=() if key in masks else (f"{annotations}/Disc_Cup_Masks/.../{name}.bmp",),
+                missing=missing,
             )
         )
     return RawDomain(

@@ -1,6 +1,5 @@
 """RIM-ONE r3: 159 stereo retinal images from Spain; optic disc and cup by two experts."""
 
-import json
 from pathlib import Path
 
 from sfuda_bench.datasets import (
@@ -11,6 +10,7 @@ from sfuda_bench.datasets import (
     RawEye,
     RawFiles,
     RawLayout,
+    read_published_split,
     register,
     structure_files,
 )
@@ -21,14 +21,13 @@ _FOLDERS = {"avg": "Average_masks", "exp1": "Expert1_masks", "exp2": "Expert2_ma
 
 
 def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
-    split = json.loads(_SPLIT.read_text("utf-8"))
-    listed = {name.lower(): (name, part) for part in ("train", "test") for name in split[part]}
+    split = read_published_split(_SPLIT)
     # Releases differ: N-1-L-Disc-exp1.png and N-1-L-1-Disc-exp1.png both occur.
     mask = rf"{_FOLDERS[choice.expert]}/{_EYE}(?:-\d)?-%s-{choice.expert}\.(?:png|bmp|jpg)"
     cups, discs = files.index(mask % "Cup"), files.index(mask % "Disc")
     eyes = []
     for key, photograph in files.index(rf"Stereo Images/{_EYE}\.(?:jpg|jpeg|png|bmp|tif)").items():
-        name, side = listed.get(key, (photograph.groups["eye"], None))
+        name, side = split.find(key, photograph.groups["eye"])
         expected = [f"{name}-{kind}-{choice.expert}.png" for kind in ("Cup", "Disc")]
         pair, missing = structure_files(key, cups, discs, expected)
         eyes.append(
@@ -44,9 +43,9 @@ def _read(files: RawFiles, choice: RawChoice) -> RawDomain:
         )
     return RawDomain(
         tuple(eyes),
-        split_origin=f"published list: {split['source']}",
+        split_origin=f"published list: {split.source}",
         published=True,
-        expected={part: tuple(split[part]) for part in ("train", "test")},
+        expected=split.expected,
     )
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -167,6 +168,13 @@ class Contours:
 RawMask = LabelMask | BinaryMasks | SoftMasks | DrawnOutlines | Contours
 
 
+def mask_files(mask: RawMask) -> tuple[str, ...]:
+    """Return the files of a mask: cup and disc, or the one file of both."""
+    if isinstance(mask, LabelMask | DrawnOutlines):
+        return (mask.file,)
+    return mask.cup, mask.disc
+
+
 @dataclass(frozen=True)
 class RawEye:
     """One photograph of a download and where its masks are.
@@ -257,6 +265,59 @@ def structure_files(
     found = zip(expected, (cups, discs), strict=True)
     missing = tuple(name for name, files in found if key not in files)
     return (None if missing else (cups[key].path, discs[key].path)), missing
+
+
+def label_file(
+    key: str, masks: Mapping[str, RawFile], values: Mapping[int, Tissue], expected: str
+) -> tuple[tuple[LabelMask, ...], tuple[str, ...]]:
+    """Find the mask of one eye where one file has both structures.
+
+    Args:
+        key: The eye, as in :meth:`RawFiles.index`.
+        masks: Files by eye.
+        values: What gray values mean.
+        expected: What the file of this eye is called.
+
+    Returns:
+        The mask, if there is one; and the file's name, if it is missing.
+    """
+    if key in masks:
+        return (LabelMask(masks[key].path, values),), ()
+    return (), (expected,)
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """A list of names per split that papers use.
+
+    Attributes:
+        source: Where it was published.
+        expected: Names by split.
+    """
+
+    source: str
+    expected: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def _listed(self) -> dict[str, tuple[str, str]]:
+        return {
+            name.lower(): (name, part) for part, names in self.expected.items() for name in names
+        }
+
+    def find(self, key: str, written: str) -> tuple[str, str | None]:
+        """Return an eye's listed name and its split, or its own name and ``None``.
+
+        Args:
+            key: The eye, as in :meth:`RawFiles.index`.
+            written: Its name as the file has it.
+        """
+        return self._listed.get(key, (written, None))
+
+
+def read_published_split(path: Path) -> PublishedSplit:
+    """Read a list of ``datasets/splits``."""
+    content = json.loads(path.read_text("utf-8"))
+    return PublishedSplit(content["source"], {part: tuple(content[part]) for part in SPLITS})
 
 
 def read_ratios(path: str, words: Sequence[str]) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sfuda_bench.report import style
+from sfuda_bench.report.figures_data import FigurePair
 from sfuda_bench.report.severity import Curve, Point, SeverityScores
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ def severity_curves(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right center")
-    source, base = family
-    where = f"{source} → {base} (§ synthetic images, not of patients)"
+    where = FigurePair(*family, synthetic=True).title
     style.set_title(figure, f"Dice over severity, {TITLES[part]}, {where}")
     return figure
 

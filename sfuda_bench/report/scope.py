@@ -143,11 +143,10 @@ def mark_words(*, synthetic: bool, positions_from_labels: bool) -> tuple[str, ..
 def explained(marks: Mapping[Pair, str]) -> tuple[str, ...]:
     """Return what the marks of pairs mean, for a caption."""
     used = "".join(marks.values())
-    meanings = (
-        (SYNTHETIC_MARK, f"{SYNTHETIC_MARK} {SYNTHETIC_WORDS}."),
-        (LABEL_CENTER_MARK, LABEL_CENTER_SENTENCE),
+    words = mark_words(
+        synthetic=SYNTHETIC_MARK in used, positions_from_labels=LABEL_CENTER_MARK in used
     )
-    return tuple(sentence for mark, sentence in meanings if mark in used)
+    return tuple(f"{text}." for text in words)
 
 
 def pair_label(pair: Pair) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sfuda_bench.datasets import BinaryMasks, Contours, RawEye, RawMask, SoftMasks
+from sfuda_bench.datasets import RawEye, mask_files
 from sfuda_bench.errors import DataError
 from sfuda_bench.images.prepare.centres import Centres, error_diameters
 from sfuda_bench.images.prepare.encodings import name_of
@@ -44,7 +44,7 @@ class EyeJob:
 
 def raw_files_of(eye: RawEye) -> list[str]:
     """Return the raw files of an eye: the photograph, then the masks."""
-    masks = [file for mask in eye.masks for file in _files(mask)]
+    masks = [file for mask in eye.masks for file in mask_files(mask)]
     return list(dict.fromkeys([eye.image, *masks]))
 
 
@@ -148,9 +148,3 @@ def _write(path: Path, pixels: Uint8) -> str:
     Image.fromarray(pixels).save(stream, "PNG", compress_level=6)
     path.write_bytes(stream.getvalue())
     return sha256(path)
-
-
-def _files(mask: RawMask) -> tuple[str, ...]:
-    if isinstance(mask, BinaryMasks | SoftMasks | Contours):
-        return mask.cup, mask.disc
-    return (mask.file,)

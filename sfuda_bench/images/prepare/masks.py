@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from sfuda_bench.datasets import BinaryMasks, Contours, LabelMask, RawMask, SoftMasks, Tissue
+from sfuda_bench.datasets import (
+    BinaryMasks,
+    Contours,
+    LabelMask,
+    RawMask,
+    SoftMasks,
+    Tissue,
+    mask_files,
+)
 from sfuda_bench.errors import DataError
 from sfuda_bench.images.prepare.contours import read_contour
 from sfuda_bench.images.prepare.encodings import COMMON, describe
@@ -77,19 +85,19 @@ def decode_masks(
         pair = _read(mask, paths, photograph, agreement, left_half=left_half)
         resized = resized or any(structure.shape != size for structure in pair)
         for structure in pair:
-            _check_size(paths[_file(mask)], structure.shape, size)
+            _check_size(paths[mask_files(mask)[-1]], structure.shape, size)
         fitted = np.stack([resize_nearest(structure, size) for structure in pair])
         problem = find_problem(fitted, share)
         if problem:
             raise DataError(
-                f"{paths[_file(mask)]}: {problem}",
+                f"{paths[mask_files(mask)[-1]]}: {problem}",
                 hint=_advice(mask, paths, share, left_half=left_half),
             )
         votes += fitted
     agreed = votes >= _needed(len(masks), agreement)
     if not agreed[1].any():
         raise DataError(
-            f"{paths[_file(masks[0])]}: the {len(masks)} graders agree on no disc",
+            f"{paths[mask_files(masks[0])[-1]]}: the {len(masks)} graders agree on no disc",
             hint="ask for the agreement of fewer, e.g. --agreement half",
         )
     return DecodedMask(agreed, resized)
@@ -129,10 +137,6 @@ def find_problem(mask: Bool, share: tuple[float, float]) -> str:
 def _needed(graders: int, agreement: float) -> int:
     """Return how many of the graders make up the share ``agreement``."""
     return max(1, math.ceil(agreement * graders - 1e-9))
-
-
-def _file(mask: RawMask) -> str:
-    return mask.disc if isinstance(mask, BinaryMasks | SoftMasks | Contours) else mask.file
 
 
 def _read(

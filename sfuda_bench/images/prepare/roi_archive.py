@@ -6,13 +6,13 @@ import re
 
 from sfuda_bench.datasets import (
     DatasetSpec,
-    LabelMask,
     RawChoice,
     RawDomain,
     RawEye,
     RawFiles,
     RawLayout,
     Tissue,
+    label_file,
 )
 
 _SIDE_PX = 800
@@ -52,16 +52,12 @@ def roi_layout(spec: DatasetSpec) -> RawLayout:
 def _read_split(files: RawFiles, folders: str, split: str) -> list[RawEye]:
     below = rf"{folders}/{split}/(?:ROIs/)?%s/(?P<eye>[^/]+)\.png"
     masks = files.index(below % "mask")
-    return [
-        RawEye(
-            photograph.groups["eye"],
-            photograph.path,
-            masks=(LabelMask(masks[key].path, _VALUES),) if key in masks else (),
-            split=split,
-            missing=() if key in masks else (f"{split}/ROIs/mask/{photograph.groups['eye']}.png",),
-        )
-        for key, photograph in files.index(below % "image").items()
-    ]
+    eyes = []
+    for key, photograph in files.index(below % "image").items():
+        name = photograph.groups["eye"]
+        mask, missing = label_file(key, masks, _VALUES, f"{split}/ROIs/mask/{name}.png")
+        eyes.append(RawEye(name, photograph.path, masks=mask, split=split, missing=missing))
+    return eyes
 
 
 def _any_separator(name: str) -> str:

@@ -33,7 +33,7 @@ from sfuda_bench.running.own.models import (
     is_kind,
     network_of,
 )
-from sfuda_bench.running.own.window import FIELD, Window, window_of, window_words
+from sfuda_bench.running.own.window import FIELD, Window, doubt, window_of, window_words
 from sfuda_bench.running.plan import CellPlan, Plan, build_plan
 from sfuda_bench.running.recording import inference_seed
 from sfuda_bench.running.request import RunRequest
@@ -228,11 +228,8 @@ def _window_notes(settings: Settings, model: OwnModel, window: Window) -> list[s
             f"warning: the model was given {window_words(window.side_px)} and is adapted to "
             f"{window_words(used)}"
         )
-    elif model.kind != "bare":
-        notes.append(
-            f"warning: nothing in the records of {model.file.name} says which window of its "
-            f"images the model was given; if another one: --set data.{FIELD}=N, 0 for whole images"
-        )
+    elif why := doubt(model, window):
+        notes.append(f"warning: {why}; if another one: --set data.{FIELD}=N, 0 for whole images")
     return notes
 
 

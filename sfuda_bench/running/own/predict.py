@@ -41,7 +41,7 @@ from sfuda_bench.running.own.models import (
     network_of,
     run_like,
 )
-from sfuda_bench.running.own.window import Window, window_of
+from sfuda_bench.running.own.window import Window, doubt, window_of
 from sfuda_bench.running.predict import inference_batch, predict
 from sfuda_bench.running.runtime import resolve_device, resolve_precision
 from sfuda_bench.running.store import write_bytes, write_json
@@ -265,12 +265,10 @@ def _runner(request: PredictRequest, model: OwnModel) -> Runner:
 
 def _window_warnings(model: OwnModel, window: Window) -> list[str]:
     """Say that the window is a guess, where a record ought to know it."""
-    if window.known or model.kind == "bare":
+    if not (why := doubt(model, window)):
         return []
     return [
-        f"nothing in the records of {model.file.name} says which window of its images the model "
-        "was given, so whole images are predicted; if it was given a central window: "
-        "--roi-crop-px N"
+        f"{why}, so whole images are predicted; if it was given a central window: --roi-crop-px N"
     ]
 
 

@@ -48,6 +48,16 @@ def window_words(side_px: int) -> str:
     return f"the central {side_px} x {side_px} px of images that are larger"
 
 
+def doubt(model: OwnModel, window: Window) -> str:
+    """Say that nothing tells a model's window, where a record ought to; else return nothing."""
+    if window.known or model.kind == "bare":
+        return ""
+    return (
+        f"nothing in the records of {model.file.name} says which window of its images the model "
+        "was given"
+    )
+
+
 def window_of(model: OwnModel) -> Window:
     """Return the window that a model was given.
 
